@@ -176,6 +176,7 @@ class Raw(_Node, frozen=True, tag_field="decode", tag="raw"):
 Output = Softmax | Argmax | Sigmoid | Threshold | Embedding | Raw
 
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _GATE = re.compile(r"\s*([\w-]+)\.([\w./:-]+?)\s*(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*")
 
 
@@ -422,6 +423,8 @@ def _problems(recipe: Recipe) -> Iterator[Problem]:
     seen: list[str] = []
     for name, model in recipe.models.items():
         path = ("models", name)
+        if not _NAME.fullmatch(name):
+            yield path, f'expected a name of letters, digits, "_" and "-", found "{name}"'
         for input_name, entry in model.inputs.items():
             yield from _input_problems(recipe, model, entry, seen, (*path, "inputs", input_name))
         if model.when is not None:
