@@ -104,12 +104,14 @@ def mel_filterbank(options: LogMelOptions) -> Float64:
     to_mel, to_hz = (
         (_hz_to_mel_slaney, _mel_to_hz_slaney) if options.mel_scale == "slaney" else (_hz_to_mel_htk, _mel_to_hz_htk)
     )
-    bins_hz = np.arange(options.fft_size // 2 + 1) * (options.rate_hz / options.fft_size)
-    low_mel, high_mel = to_mel(np.array([options.low_hz, high_edge_hz(options)], dtype=np.float64))
-    step_mel = (high_mel - low_mel) / (options.n_mels + 1)
-    corners_mel = low_mel + step_mel * np.arange(options.n_mels + 2)
+    bins_hz: Float64 = np.arange(options.fft_size // 2 + 1, dtype=np.float64) * options.rate_hz / options.fft_size
+    ends_mel = to_mel(np.array([options.low_hz, high_edge_hz(options)], dtype=np.float64))
+    step_mel = float(ends_mel[1] - ends_mel[0]) / (options.n_mels + 1)
+    corners_mel: Float64 = ends_mel[0] + step_mel * np.arange(options.n_mels + 2)
     corners_hz = to_hz(corners_mel)
-    axis, corners = (to_mel(bins_hz), corners_mel) if options.mel_scale == "kaldi" else (bins_hz, corners_hz)
+    axis, corners = bins_hz, corners_hz
+    if options.mel_scale == "kaldi":
+        axis, corners = to_mel(bins_hz), corners_mel
 
     left, center, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     rising = (axis - left) / (center - left)
