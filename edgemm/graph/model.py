@@ -92,6 +92,25 @@ class Model:
         proto.CopyFrom(self.proto)
         return proto
 
+    def skeleton(self) -> ModelProto:
+        """Return a copy whose large initializers have name, type and shape, but no data.
+
+        It is what an analysis needs that looks at types, shapes and small constants; it is always far below 2 GB.
+        """
+        light = ModelProto()
+        # Copying the graph whole would double gigabytes: copy all but the main graph's initializers, then those.
+        _copy_fields(self.proto, light, "graph")
+        _copy_fields(self.proto.graph, light.graph, "initializer")
+        for tensor in self.proto.graph.initializer:
+            kept = light.graph.initializer.add()
+            if tensor_nbytes(tensor) < _LARGE_TENSOR:
+                kept.CopyFrom(tensor)
+            else:
+                kept.name, kept.data_type = tensor.name, tensor.data_type
+                kept.dims.extend(tensor.dims)
+                kept.data_location = TensorProto.EXTERNAL
+        return light
+
     def with_proto(self, proto: ModelProto) -> Model:
         """Return a model with another graph and the same data folder."""
         return Model(proto, self.folder)
@@ -310,8 +329,8 @@ def _specs(values: Iterable[ValueInfoProto], kind: str) -> tuple[TensorSpec, ...
                     f"model with the shape of its {kind}s."
                 )
             raise ModelError(
-                f'The {kind} "{value.name}" is a {what.removesuffix("_type")}, and edgemm feeds and reads plain tensors '
-                "only. Export the model with tensors."
+                f'The {kind} "{value.name}" is a {what.removesuffix("_type")}, and edgemm feeds and reads '
+                "plain tensors only. Export the model with tensors."
             )
         found.append(spec)
     return tuple(found)
@@ -320,24 +339,16 @@ def _specs(values: Iterable[ValueInfoProto], kind: str) -> tuple[TensorSpec, ...
 def _save_with_data(model: Model, target: Path) -> tuple[Path, ...]:
     """Write nodes and small tensors to `target`, large initializers to `<target>.data`, one at a time."""
     data_file = target.with_name(target.name + ".data")
-    light = ModelProto()
-    # Copying the graph whole would double gigabytes: copy all but the main graph's initializers, then those.
-    _copy_fields(model.proto, light, "graph")
-    _copy_fields(model.proto.graph, light.graph, "initializer")
+    light = model.skeleton()
     with data_file.open("wb") as stream:
-        for tensor in model.proto.graph.initializer:
-            kept = light.graph.initializer.add()
+        for tensor, kept in zip(model.proto.graph.initializer, light.graph.initializer, strict=True):
             if tensor_nbytes(tensor) < _LARGE_TENSOR:
-                kept.CopyFrom(tensor)
                 inline(kept, model.folder)
                 continue
             stream.write(bytes(-stream.tell() % _ALIGNMENT))
             offset = stream.tell()
             for chunk in raw_chunks(tensor, model.folder):
                 stream.write(chunk)
-            kept.name, kept.data_type = tensor.name, tensor.data_type
-            kept.dims.extend(tensor.dims)
-            kept.data_location = TensorProto.EXTERNAL
             for key, text in (
                 ("location", data_file.name),
                 ("offset", str(offset)),
@@ -345,13 +356,13 @@ def _save_with_data(model: Model, target: Path) -> tuple[Path, ...]:
             ):
                 entry = kept.external_data.add()
                 entry.key, entry.value = key, text
+    rest = 0
+    stored = {id(tensor) for tensor in light.graph.initializer}
     for tensor in walk.tensors(light):
-        # What subgraphs and attributes keep outside stays small in practice; it becomes part of the file.
-        if is_external(tensor) and not any(
-            e.key == "location" and e.value == data_file.name for e in tensor.external_data
-        ):
+        # What subgraphs and attributes keep outside is small in practice; it becomes part of the file.
+        if id(tensor) not in stored:
             inline(tensor, model.folder)
-    rest = sum(tensor_nbytes(tensor) for tensor in walk.tensors(light) if not is_external(tensor))
+            rest += tensor_nbytes(tensor)
     if rest > PROTO_LIMIT - _HEADROOM:
         raise ModelError(
             f"{rest / 1e9:.1f} GB of the model's weights are inside subgraphs or Constant nodes, which must "

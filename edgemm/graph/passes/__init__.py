@@ -1,0 +1,21 @@
+"""Rewrites of an ONNX graph: one file a pass, each saying what it requires and what it ensures."""
+
+from edgemm.graph.passes.fix_dims import FixDims
+from edgemm.graph.passes.fold_constants import FoldConstants
+from edgemm.graph.passes.infer_shapes import InferShapes
+from edgemm.graph.passes.infra import Pass, PassResult, run
+from edgemm.graph.passes.inline_functions import InlineFunctions
+from edgemm.graph.passes.name_dims import NameDims
+from edgemm.graph.passes.remove_dead import RemoveDead
+
+__all__ = [
+    "FixDims",
+    "FoldConstants",
+    "InferShapes",
+    "InlineFunctions",
+    "NameDims",
+    "Pass",
+    "PassResult",
+    "RemoveDead",
+    "run",
+]

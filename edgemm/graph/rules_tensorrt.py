@@ -1,0 +1,382 @@
+"""What TensorRT does not take, as a table: one rule is a predicate, a reason and a remedy.
+
+Measured with TensorRT for RTX 1.7, whose parser and builder run without a GPU: `bench/check_accuracy.py` holds these
+rules against it over ONNX's node tests. Rules that name only "tensorrt-rtx" are for what TensorRT proper brings a
+plugin or a kernel for (NMS, NonZero, RoiAlign); they follow its published operator list, not a measurement.
+
+To add a rule, append a `Rule`: operators it is about (none: all), a predicate of a `Site` that returns True, or
+the text that goes into the reason's `{}`, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edgemm.graph import walk
+from edgemm.graph.site import Site
+
+BOTH = ("tensorrt", "tensorrt-rtx")
+RTX = ("tensorrt-rtx",)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing TensorRT does not take."""
+
+    ops: tuple[str, ...]
+    """Operators of ONNX's own domain; empty for all."""
+    when: Callable[[Site], bool | str]
+    """What is true of a node that fails; a text goes into the `{}` of the reason."""
+    reason: str
+    remedy: str
+    severity: Literal["error", "warning", "note"] = "error"
+    engines: tuple[str, ...] = BOTH
+
+
+UNSUPPORTED = {
+    # Operator: what to do instead.
+    "AffineGrid": "Compute the grid outside the model, or write it as MatMul over a constant grid.",
+    "Bernoulli": "Draw random numbers outside the model and feed them.",
+    "BitShift": "Multiply or divide by a power of two.",
+    "BitwiseAnd": "Work with Mod and integer division, or outside the model.",
+    "BitwiseNot": "Work with integer arithmetic (-x - 1), or outside the model.",
+    "BitwiseOr": "Work with Where and integer arithmetic, or outside the model.",
+    "BitwiseXor": "Work with Where and integer arithmetic, or outside the model.",
+    "CenterCropPad": "Write it as Pad and Slice with constant sizes.",
+    "Col2Im": "Write it as ConvTranspose with a constant kernel.",
+    "Compress": "Use a mask and Where, so that shapes stay known.",
+    "ConcatFromSequence": "Use Concat of tensors.",
+    "ConvInteger": "Quantize with QuantizeLinear and DequantizeLinear around Conv: edgemm build --precision int8.",
+    "DFT": "Multiply by a constant matrix of cosines and sines, or use STFT with constant parameters.",
+    "DeformConv": "Load a plugin for it, or replace it by Conv.",
+    "Det": "Compute determinants outside the model.",
+    "DynamicQuantizeLinear": "Calibrate instead: edgemm build --precision int8 on the float model.",
+    "ImageDecoder": "Decode pictures outside the model; edgemm's sources do.",
+    "MatMulInteger": "Quantize with QuantizeLinear and DequantizeLinear around MatMul: edgemm build --precision int8.",
+    "MaxUnpool": "Use Resize or ConvTranspose.",
+    "MelWeightMatrix": "Fold constants first (the matrix is constant), or use edgemm's log-mel front end.",
+    "Multinomial": "Draw random numbers outside the model and feed them.",
+    "NegativeLogLikelihoodLoss": "A loss belongs to training: export the model without it.",
+    "Optional": "Export the model with plain tensors.",
+    "OptionalGetElement": "Export the model with plain tensors.",
+    "OptionalHasElement": "Export the model with plain tensors.",
+    "QLinearConv": "Start from the float model, or convert to QuantizeLinear and DequantizeLinear (QDQ format).",
+    "QLinearMatMul": "Start from the float model, or convert to QuantizeLinear and DequantizeLinear (QDQ format).",
+    "RegexFullMatch": "Work on text outside the model.",
+    "SequenceAt": "Use Gather or Slice on a stacked tensor.",
+    "SequenceConstruct": "Use Concat or a stacked tensor.",
+    "SequenceEmpty": "Use a stacked tensor.",
+    "SequenceErase": "Use Slice and Concat on a stacked tensor.",
+    "SequenceInsert": "Use Concat on a stacked tensor.",
+    "SequenceLength": "Use Shape of a stacked tensor.",
+    "SequenceMap": "Use Loop or Scan over a stacked tensor.",
+    "SoftmaxCrossEntropyLoss": "A loss belongs to training: export the model without it.",
+    "SplitToSequence": "Use Split, which returns tensors.",
+    "StringConcat": "Work on text outside the model.",
+    "StringNormalizer": "Work on text outside the model.",
+    "StringSplit": "Work on text outside the model.",
+    "TfIdfVectorizer": "Work on text outside the model.",
+    "Unique": "Use TopK or ArgMax, whose shapes are known, or do it outside the model.",
+}
+
+UNSUPPORTED_RTX = {
+    "NonMaxSuppression": "Return boxes and scores, and suppress outside the model.",
+    "NonZero": "Use a mask and Where, so that shapes stay known.",
+    "RoiAlign": "Use GridSample, or align outside the model.",
+}
+
+FOREIGN_DTYPES = (
+    "int16",
+    "uint16",
+    "uint32",
+    "uint64",
+    "object",
+    "complex64",
+    "complex128",
+    "float8_e4m3fnuz",
+    "float8_e5m2",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+    "uint4",
+    "int2",
+    "uint2",
+)
+"""dtypes that TensorRT has no counterpart for. "object" are strings."""
+
+NARROW_DTYPES = ("float8_e4m3fn", "int4", "float4_e2m1fn")
+"""dtypes that only QuantizeLinear and DequantizeLinear make and take."""
+
+ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", "Mod", "Greater", "Less", "PRelu")
+REDUCTIONS = (
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+)
+POOLS = ("AveragePool", "LpPool", "MaxPool")
+RESIZE_MODES = (
+    "align_corners",
+    "asymmetric",
+    "half_pixel",
+    "pytorch_half_pixel",
+    "tf_half_pixel_for_nn",
+)
+
+
+# Predicates that more than one rule uses, or that take more than a line.
+
+
+def _foreign_dtype(site: Site) -> str:
+    names = [name for name in (*site.node.input, *site.node.output) if name]
+    return next((f'"{name}" is {d}' for name in names if (d := site.dtype_of(name)) in FOREIGN_DTYPES), "")
+
+
+def _narrow_dtype(site: Site) -> str:
+    if walk.is_standard(site.node, "QuantizeLinear", "DequantizeLinear", "Constant", "Identity"):
+        return ""
+    names = [name for name in (*site.node.input, *site.node.output) if name]
+    return next((f'"{name}" is {d}' for name in names if (d := site.dtype_of(name)) in NARROW_DTYPES), "")
+
+
+def _no_tensor(site: Site) -> str:
+    names = [name for name in (*site.node.input, *site.node.output) if name]
+    return next((f'"{name}" is a {site.kinds[name]}' for name in names if name in site.kinds), "")
+
+
+def _live_outputs(site: Site) -> int:
+    return sum(1 for name in site.node.output if name)
+
+
+def _given(site: Site, index: int) -> bool:
+    return bool(site.input(index))
+
+
+def _live_input(*indices: int) -> Callable[[Site], str]:
+    """Return a predicate: one of these inputs is given and depends on what is fed."""
+
+    def when(site: Site) -> str:
+        return next(
+            (f'"{site.input(i)}"' for i in indices if site.input(i) and not site.is_constant(i)),
+            "",
+        )
+
+    return when
+
+
+def _dilated(site: Site) -> bool:
+    dilations = site.attribute("dilations") or []
+    return isinstance(dilations, list) and any(item != 1 for item in dilations)
+
+
+def _zero_point(site: Site) -> bool:
+    point = site.constant(2)
+    return point is not None and bool(np.any(point.astype(np.float32) != 0))
+
+
+def _head_sizes_differ(site: Site) -> bool:
+    key, value = site.shape(1), site.shape(2)
+    if key is None or value is None or len(key) != len(value):
+        return False
+    return isinstance(key[-1], int) and isinstance(value[-1], int) and key[-1] != value[-1]
+
+
+def _fp32_attention(site: Site) -> bool:
+    query, key = site.shape(0), site.shape(1)
+    if site.dtype(0) != "float32" or query is None or key is None:
+        return False
+    plain = len(query) == 3 and site.attribute("q_num_heads") == site.attribute("kv_num_heads")
+    return not plain or _given(site, 3) or bool(site.attribute("is_causal", 0))
+
+
+def _branch_ranks(site: Site) -> str:
+    if site.is_constant(0):
+        return ""
+    bodies = [inner for _, inner in walk.subgraphs(site.node)]
+    for index, name in enumerate(site.node.output):
+        ranks = []
+        for body in bodies:
+            known = {**site.specs, **walk.specs(body)}
+            spec = known.get(body.output[index].name) if index < len(body.output) else None
+            ranks.append(len(spec.shape) if spec else None)
+        if None not in ranks and len(set(ranks)) > 1:
+            return f'"{name}" has {ranks[0]} dimensions in one branch and {ranks[1]} in the other'
+    return ""
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        (),
+        _no_tensor,
+        "{}, and TensorRT knows tensors only.",
+        "Export the model without sequences and optionals.",
+    ),
+    *(Rule((op,), lambda site: True, f"TensorRT has no {op}.", remedy) for op, remedy in UNSUPPORTED.items()),
+    *(
+        Rule((op,), lambda site: True, f"TensorRT for RTX has no {op}.", remedy, engines=RTX)
+        for op, remedy in UNSUPPORTED_RTX.items()
+    ),
+    Rule(
+        (),
+        _foreign_dtype,
+        "{}, a type that TensorRT does not have.",
+        "Use float32, float16, bfloat16, int32, int64, int8 or bool there.",
+    ),
+    Rule(
+        (),
+        _narrow_dtype,
+        "{}, a type that only QuantizeLinear and DequantizeLinear make and take.",
+        "Put a DequantizeLinear in front of the node and a QuantizeLinear behind it.",
+    ),
+    Rule(
+        (*ARITHMETIC, "GreaterOrEqual", "LessOrEqual", "MaxPool", "AveragePool"),
+        lambda site: site.dtype(0) == "uint8",
+        "TensorRT does not compute in uint8.",
+        "Cast to float32 or int32 in front of the node.",
+    ),
+    Rule(
+        ("Clip",),
+        lambda site: site.dtype(0) in ("int8", "uint8"),
+        "TensorRT's Clip takes no 8-bit integers.",
+        "Cast to int32 in front of the node.",
+    ),
+    Rule(
+        ("Mod",),
+        lambda site: site.dtype(0) == "int8",
+        "TensorRT's Mod takes int32, int64 and floats.",
+        "Cast to int32 in front of the node.",
+    ),
+    Rule(
+        REDUCTIONS,
+        _live_input(1),
+        "The axes {} depend on an input; TensorRT wants to know them when it builds.",
+        "Store the axes as an initializer, or fold constants first.",
+    ),
+    Rule(
+        ("Squeeze", "Unsqueeze"),
+        _live_input(1),
+        "The axes {} depend on an input; TensorRT wants to know them when it builds.",
+        "Store the axes as an initializer, or fold constants first.",
+    ),
+    Rule(
+        ("STFT",),
+        _live_input(1, 2, 3),
+        "{} depends on an input; TensorRT wants STFT's frame step, window and length when it builds.",
+        "Store them as initializers, or fold constants first.",
+    ),
+    Rule(
+        ("Dropout",),
+        _live_input(2),
+        "The training mode {} depends on an input.",
+        "Export the model for inference: model.eval(), do_constant_folding.",
+    ),
+    Rule(
+        ("Resize",),
+        lambda site: "" if _given(site, 3) else _live_input(2)(site),
+        "The scales {} depend on an input; TensorRT takes computed sizes, but only constant scales.",
+        "Give Resize its `sizes` input, or constant scales.",
+    ),
+    Rule(
+        ("Resize",),
+        lambda site: (
+            str(mode)
+            if (mode := site.attribute("coordinate_transformation_mode", "half_pixel")) not in RESIZE_MODES
+            else ""
+        ),
+        'TensorRT does not know the coordinate transformation "{}".',
+        f"Use one of {', '.join(RESIZE_MODES)}; a crop can be a Slice in front.",
+    ),
+    Rule(
+        ("Resize",),
+        lambda site: bool(site.attribute("antialias", 0)),
+        "TensorRT's Resize does not antialias.",
+        "Export without antialias, and put an AveragePool in front where you shrink.",
+    ),
+    Rule(
+        ("Resize",),
+        lambda site: site.attribute("keep_aspect_ratio_policy", "stretch") != "stretch" and _given(site, 3),
+        "TensorRT's Resize only stretches.",
+        "Compute the sizes that keep the aspect ratio outside the model.",
+    ),
+    Rule(
+        ("Resize",),
+        lambda site: site.attribute("axes") is not None and _given(site, 2) and not _given(site, 3),
+        "TensorRT takes scales for all axes only.",
+        "Drop the `axes` attribute and give a scale of 1 for the axes that stay.",
+    ),
+    Rule(
+        POOLS,
+        _dilated,
+        "TensorRT does not dilate pooling windows.",
+        "Pool without dilation, or write an average as a Conv with a constant kernel.",
+    ),
+    Rule(
+        ("MaxPool", "LayerNormalization", "BatchNormalization", "Attention"),
+        lambda site: _live_outputs(site) > 1,
+        "TensorRT gives this operator's first output only.",
+        "Export without the further outputs, or compute them with operators of their own.",
+    ),
+    Rule(
+        ("BatchNormalization",),
+        lambda site: bool(site.attribute("training_mode", 0)),
+        "The node is in training mode.",
+        "Export the model for inference: model.eval().",
+    ),
+    Rule(
+        ("LpPool",),
+        lambda site: str(p) if (p := site.attribute("p", 2)) not in (1, 2) else "",
+        "TensorRT pools with p 1 or 2, not {}.",
+        "Write it with Pow, AveragePool and Pow.",
+    ),
+    Rule(
+        ("ScatterND", "ScatterElements"),
+        lambda site: site.attribute("reduction", "none") != "none",
+        "TensorRT scatters without a reduction.",
+        "Write sums over indices as MatMul with a one-hot matrix.",
+    ),
+    Rule(
+        ("Attention",),
+        lambda site: bool(site.attribute("softcap", 0.0)),
+        "TensorRT's Attention has no softcap.",
+        "Write attention as MatMul, Softmax and MatMul.",
+    ),
+    Rule(
+        ("Attention",),
+        _head_sizes_differ,
+        "TensorRT's Attention wants keys and values of the same size.",
+        "Write attention as MatMul, Softmax and MatMul.",
+    ),
+    Rule(
+        ("Attention",),
+        _fp32_attention,
+        "TensorRT has no kernel for this Attention in float32.",
+        "Build in fp16 (edgemm build --precision fp16), or write attention as MatMul, Softmax and MatMul.",
+    ),
+    Rule(
+        ("QuantizeLinear", "DequantizeLinear"),
+        _live_input(1, 2),
+        "{} depends on an input; TensorRT wants scales and zero points when it builds.",
+        "Quantize statically, with calibration: edgemm build --precision int8.",
+    ),
+    Rule(
+        ("QuantizeLinear", "DequantizeLinear"),
+        _zero_point,
+        "The zero point is not 0; TensorRT quantizes symmetrically only.",
+        "Quantize the float model again with edgemm, or with symmetric int8.",
+    ),
+    Rule(
+        ("If",),
+        _branch_ranks,
+        "{}; TensorRT wants equal ranks.",
+        "Fold constants with static shapes, which removes most If nodes, or export the branch you need.",
+    ),
+)
