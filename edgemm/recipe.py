@@ -290,8 +290,8 @@ class Recipe(_Node, frozen=True):
         return self.models[model].precision or self.precision
 
     def to_json(self) -> bytes:
-        """The recipe as JSON, sorted and stable: what the bundle stores."""
-        return msgspec.json.format(msgspec.json.encode(self, enc_hook=_encode, order="deterministic"), indent=1)
+        """The recipe as JSON, what the bundle stores: the same text for the same recipe, models in their order."""
+        return msgspec.json.format(msgspec.json.encode(self, enc_hook=_encode), indent=1)
 
 
 def load(path: Path) -> Recipe:

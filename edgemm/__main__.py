@@ -1,0 +1,5 @@
+"""`python -m edgemm`."""
+
+from edgemm.cli.main import main
+
+main()

@@ -1,0 +1,64 @@
+"""The command line: one app, one file a command. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from edgemm import __version__
+from edgemm.cli import build, cache, check, demo, doctor, inspect, profile, recipe, run
+from edgemm.errors import EdgemmError
+
+# Plain help: with rich, `--help` takes three times as long.
+app = typer.Typer(
+    name="edgemm",
+    help=(
+        "From a trained audio-visual ONNX model to measured, synchronised inference on an embedded GPU.\n\n"
+        "Start here:  edgemm demo\n\n"
+        "Your model:  edgemm recipe MODEL.onnx > recipe.toml;  edgemm build engine recipe.toml -o out.edgemm;  "
+        "edgemm run out.edgemm --input clip.mp4"
+    ),
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(build.app, name="build")
+app.command("run")(run.run)
+app.command("profile")(profile.profile)
+app.command("check")(check.check)
+app.command("inspect")(inspect.inspect)
+app.command("recipe")(recipe.recipe)
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
+app.add_typer(cache.app, name="cache")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgemm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 the work failed, 2 the call was wrong."""
+    try:
+        app()
+    except EdgemmError as error:
+        typer.echo(f"edgemm: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone (`edgemm run ... | head`): nothing is left to say, or to whom.
+        sys.stderr.close()
+        sys.exit(1)
