@@ -69,6 +69,9 @@ def build(model: onnx.ModelProto, feeds: list[object], target: str, answer: Conn
     needed = False
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
+        if tensor.name not in values:
+            answer.send(f"build: the parser made an input of its own, {tensor.name}")
+            return
         value = np.asarray(values[tensor.name])
         if -1 in tuple(tensor.shape):
             profile.set_shape(tensor.name, value.shape, value.shape, value.shape)
@@ -154,7 +157,7 @@ def main() -> int:
     print(f"real: fails      {table[False, True]:11}   {table[False, False]:12}")
     print(f"\nright: {right} of {judged} = {100 * right / max(judged, 1):.1f} %")
     print(
-        f"not judged: {sum(refused.values())} that load refuses (opset outside 11 to 23, or a graph that is not whole); "
+        f"not judged: {sum(refused.values())} that load refuses (opset outside 11 to 23, or not whole); "
         f"TensorRT for RTX builds {refused[True]} of them"
     )
     return 0 if judged and right >= 0.97 * judged else 1

@@ -133,6 +133,22 @@ RESIZE_MODES = (
 )
 
 
+SHAPE_SLOTS = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "Loop": (0,),
+    "Pad": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Upsample": (1,),
+}
+"""Inputs whose values decide the shape of the result."""
+
+
 # Predicates that more than one rule uses, or that take more than a line.
 
 
@@ -173,6 +189,14 @@ def _live_input(*indices: int) -> Callable[[Site], str]:
     return when
 
 
+def _float_decides_shape(site: Site) -> str:
+    for index in SHAPE_SLOTS[site.node.op_type]:
+        for name in sorted(site.feeds(site.input(index))) if site.input(index) else ():
+            if site.dtype_of(name) in ("float32", "float16", "bfloat16", "float64"):
+                return f'"{name}"'
+    return ""
+
+
 def _dilated(site: Site) -> bool:
     dilations = site.attribute("dilations") or []
     return isinstance(dilations, list) and any(item != 1 for item in dilations)
@@ -196,6 +220,17 @@ def _fp32_attention(site: Site) -> bool:
         return False
     plain = len(query) == 3 and site.attribute("q_num_heads") == site.attribute("kv_num_heads")
     return not plain or _given(site, 3) or bool(site.attribute("is_causal", 0))
+
+
+def _rotary_cache(site: Site) -> str:
+    size, cosines = site.attribute("rotary_embedding_dim", 0), site.shape(1)
+    if not isinstance(size, int) or not size or not cosines or not isinstance(cosines[-1], int):
+        return ""
+    return (
+        ""
+        if cosines[-1] * 2 == size
+        else f"{cosines[-1]}, and TensorRT wants half of rotary_embedding_dim, {size // 2}"
+    )
 
 
 def _branch_ranks(site: Site) -> str:
@@ -278,12 +313,6 @@ RULES: tuple[Rule, ...] = (
         _live_input(2),
         "The training mode {} depends on an input.",
         "Export the model for inference: model.eval(), do_constant_folding.",
-    ),
-    Rule(
-        ("Resize",),
-        lambda site: "" if _given(site, 3) else _live_input(2)(site),
-        "The scales {} depend on an input; TensorRT takes computed sizes, but only constant scales.",
-        "Give Resize its `sizes` input, or constant scales.",
     ),
     Rule(
         ("Resize",),
@@ -372,6 +401,30 @@ RULES: tuple[Rule, ...] = (
         _zero_point,
         "The zero point is not 0; TensorRT quantizes symmetrically only.",
         "Quantize the float model again with edgemm, or with symmetric int8.",
+    ),
+    Rule(
+        ("OneHot",),
+        _live_input(1),
+        "The depth {} depends on an input; TensorRT wants to know the output's shape when it builds.",
+        "Store the depth as an initializer, or fold constants first.",
+    ),
+    Rule(
+        tuple(SHAPE_SLOTS),
+        _float_decides_shape,
+        "The shape of the result depends on {}, a float; TensorRT computes shapes from integers only.",
+        "Feed an integer instead, store the value as an initializer, or give Resize constant scales.",
+    ),
+    Rule(
+        ("RandomUniform", "RandomUniformLike", "RandomNormal", "RandomNormalLike"),
+        lambda site: site.dtype_of(site.output(0)) == "float64",
+        "TensorRT draws random numbers in float32 and float16, not float64.",
+        "Set the node's dtype to float32.",
+    ),
+    Rule(
+        ("RotaryEmbedding",),
+        _rotary_cache,
+        "The cosine cache has rows of {}.",
+        "Store cosines and sines for the rotated part of the head only.",
     ),
     Rule(
         ("If",),

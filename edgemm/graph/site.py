@@ -85,17 +85,30 @@ class Site:
             if walk.is_standard(node, "Shape", "Size"):
                 spec = self.specs.get(node.input[0])
                 return spec is not None and spec.is_static
+            if walk.is_standard(node, "Range"):
+                # TensorRT folds arithmetic on shapes, but not a Range of them.
+                return False
             reads = walk.reads(node)
             return bool(reads) and all(self.is_fixed(read) for read in reads)
         return False
 
-    def producer(self, index: int) -> NodeProto | None:
-        """The node that makes an input, in whatever graph around, else None."""
-        name = self.input(index)
-        for links in self.scopes:
-            if name in links.producer:
-                return links.producer[name]
-        return None
+    def feeds(self, name: str) -> set[str]:
+        """Names of the graph inputs that decide a value; a static shape is decided by none."""
+        found: set[str] = set()
+        waiting, seen = [name], {name}
+        while waiting:
+            current = waiting.pop()
+            node = next((links.producer[current] for links in self.scopes if current in links.producer), None)
+            if node is None:
+                if not any(current in links.initializers for links in self.scopes):
+                    found.add(current)
+                continue
+            if walk.is_standard(node, "Shape", "Size"):
+                continue
+            fresh = set(walk.reads(node)) - seen
+            seen |= fresh
+            waiting += fresh
+        return found
 
 
 def sites(model: Model) -> Iterator[Site]:

@@ -7,16 +7,45 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import TensorProto, ValueInfoProto, numpy_helper
 
 from edgemm.errors import ModelError
 from edgemm.types import Array, TensorSpec
 
-_PACKED_PER_BYTE = {
-    getattr(TensorProto, name): count
-    for name, count in (("INT4", 2), ("UINT4", 2), ("FLOAT4E2M1", 2), ("INT2", 4), ("UINT2", 4))
-    if hasattr(TensorProto, name)
+_NAMES = {
+    # ONNX's name: numpy's (or ml_dtypes') name, bits of an element. Our own table, because what onnx's helper
+    # returns for the small types changed between its versions.
+    "FLOAT": ("float32", 32),
+    "UINT8": ("uint8", 8),
+    "INT8": ("int8", 8),
+    "UINT16": ("uint16", 16),
+    "INT16": ("int16", 16),
+    "INT32": ("int32", 32),
+    "INT64": ("int64", 64),
+    "STRING": ("object", 0),
+    "BOOL": ("bool", 8),
+    "FLOAT16": ("float16", 16),
+    "DOUBLE": ("float64", 64),
+    "UINT32": ("uint32", 32),
+    "UINT64": ("uint64", 64),
+    "COMPLEX64": ("complex64", 64),
+    "COMPLEX128": ("complex128", 128),
+    "BFLOAT16": ("bfloat16", 16),
+    "FLOAT8E4M3FN": ("float8_e4m3fn", 8),
+    "FLOAT8E4M3FNUZ": ("float8_e4m3fnuz", 8),
+    "FLOAT8E5M2": ("float8_e5m2", 8),
+    "FLOAT8E5M2FNUZ": ("float8_e5m2fnuz", 8),
+    "FLOAT8E8M0": ("float8_e8m0fnu", 8),
+    "UINT4": ("uint4", 4),
+    "INT4": ("int4", 4),
+    "FLOAT4E2M1": ("float4_e2m1fn", 4),
+    "UINT2": ("uint2", 2),
+    "INT2": ("int2", 2),
 }
+_TYPES: dict[int, tuple[str, int]] = {
+    number: _NAMES[name] for name, number in TensorProto.DataType.items() if name in _NAMES
+}
+_ELEM_TYPES = {name: number for number, (name, _) in _TYPES.items()}
 _CHUNK_BYTES = 1 << 22
 
 
@@ -25,18 +54,21 @@ def dtype_name(elem_type: int) -> str:
 
     Raises ModelError for a number that ONNX does not define.
     """
-    try:
-        return str(np.dtype(helper.tensor_dtype_to_np_dtype(elem_type)).name)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"Found element type {elem_type}, which this version of onnx does not know. "
-            "Upgrade onnx, or export the model again with a common type such as float32."
-        ) from error
+    return _type(elem_type)[0]
 
 
 def elem_type_of(dtype: str) -> int:
     """Return the ONNX element type of a numpy dtype name; the inverse of `dtype_name`."""
-    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    return _ELEM_TYPES[dtype]
+
+
+def _type(elem_type: int) -> tuple[str, int]:
+    if elem_type not in _TYPES:
+        raise ModelError(
+            f"Found element type {elem_type}, which this version of onnx does not know. "
+            "Upgrade onnx, or export the model again with a common type such as float32."
+        )
+    return _TYPES[elem_type]
 
 
 def value_spec(value: ValueInfoProto) -> TensorSpec | None:
@@ -58,13 +90,7 @@ def value_spec(value: ValueInfoProto) -> TensorSpec | None:
 
 def tensor_nbytes(tensor: TensorProto) -> int:
     """Return the bytes of the tensor's elements as stored raw; 0 for strings."""
-    if tensor.data_type == TensorProto.STRING:
-        return 0
-    count = int(math.prod(tensor.dims))
-    packed = _PACKED_PER_BYTE.get(tensor.data_type)
-    if packed is not None:
-        return -(-count // packed)
-    return count * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
+    return -(-int(math.prod(tensor.dims)) * _type(tensor.data_type)[1] // 8)
 
 
 def is_external(tensor: TensorProto) -> bool:
