@@ -38,6 +38,11 @@ def _aligned(rows: int, columns: int) -> Float32:
     return memory[first : first + rows * stride].reshape(rows, stride)[:, :columns]
 
 
+def _constant(value: float) -> Float32:
+    """A number as an array without dimensions, which numpy takes faster than a scalar."""
+    return np.array(value, np.float32)
+
+
 def _as_mono(samples: Samples) -> Samples:
     if samples.ndim != 1 or samples.dtype not in (np.float32, np.int16, np.float64):
         raise UsageError(
@@ -62,15 +67,21 @@ class _Tables:
         self.filters[:] = filters.T[self.first_bin : self.end_bin]
         # The mean m of a frame may be taken off after pre-emphasis: both are linear, and what becomes of a constant
         # m is (1 - preemphasis) m.
-        self.mean_factor = np.float32((1.0 - options.preemphasis) / options.window_samples)
-        self.preemphasis = np.float32(options.preemphasis)
+        each = (1.0 - options.preemphasis) / options.window_samples
+        self.to_mean = np.full((options.window_samples, 1), each, np.float32)
+        self.preemphasis = _constant(options.preemphasis)
         # The first sample of a frame is its own predecessor. Most windows are 0 there, and it does not matter.
         self.first_matters = options.preemphasis != 0 and abs(shape[0]) > 1e-9
-        self.first_factor = np.float32(1.0 - options.preemphasis)
-        self.floor = np.float32(options.floor)
+        self.first_factor = _constant(1.0 - options.preemphasis)
+        self.floor = _constant(options.floor)
         # (gain * ln(x) - mean) / std, in one product and one sum.
-        self.gain = np.float32(maths.log_gain(options) / options.std)
-        self.offset = np.float32(-options.mean / options.std)
+        self.gain = _constant(maths.log_gain(options) / options.std)
+        self.offset = _constant(-options.mean / options.std)
+        # Comparing arrays would cost as much as computing with them.
+        self.has_gain = float(self.gain) != 1.0
+        self.has_offset = float(self.offset) != 0.0
+        self.factor = _constant(options.scale)
+        self.factor_int16 = _constant(options.scale / 32768.0)
 
 
 class _Rows:
@@ -82,12 +93,13 @@ class _Rows:
     __slots__ = (
         "bands",
         "bands_each",
-        "end_power",
-        "end_squares",
+        "ends",
         "first",
         "frames",
         "imaginary",
         "means",
+        "means_each",
+        "packed",
         "pair_power",
         "power",
         "power_each",
@@ -99,24 +111,32 @@ class _Rows:
 
     def __init__(self, count: int, memory: dict[str, Float32], tables: _Tables) -> None:
         options, first, end = tables.options, tables.first_bin, tables.end_bin
-        self.means = memory["means"][:count]
-        self.frames = memory["frames"][:count]  # stays zero beyond window_samples
-        self.windowed = self.frames[:, : options.window_samples]
-        self.first = self.frames[:, :1]
-        self.spectrum = memory["spectrum"][:count]
-        self.squares = memory["squares"][:count]
-        self.power = memory["power"][:count]  # [count, bins in use]
-        self.power_each = self.power[:, None]
-        self.bands = memory["bands"][:count]
-        self.bands_each = self.bands[:, None]
+        rows = slice(count)
+        self.frames = memory["frames"][rows]  # stays zero beyond window_samples
+        self.spectrum = memory["spectrum"][rows]
+        self.means_each = memory["means"][rows, None]  # [count, 1, 1]
+        self.power_each = memory["power"][rows, None]
+        self.bands_each = memory["bands"][rows, None]
+        # A single frame goes without its dimension, [...] instead of [1, ...]: numpy then takes half the time.
+        one = 0 if count == 1 else rows
+        self.means = memory["means"][0, 0, ...] if count == 1 else memory["means"][rows]
+        self.windowed = memory["frames"][one, ..., : options.window_samples]
+        self.first = memory["frames"][one, ..., :1]
+        self.packed = memory["spectrum"][one]
+        self.squares = memory["squares"][one]
+        self.power = memory["power"][one]  # [count, bins in use]
+        self.bands = memory["bands"][one]
         # OpenCV packs a real spectrum as re0, re1, im1, re2, im2, ... and, if the size is even, re(size / 2) last.
         pairs_from, pairs_to = max(first, 1), min(end, (options.fft_size + 1) // 2)
-        self.real = self.squares[:, 2 * pairs_from - 1 : 2 * pairs_to - 1 : 2]
-        self.imaginary = self.squares[:, 2 * pairs_from : 2 * pairs_to : 2]
-        self.pair_power = self.power[:, pairs_from - first : pairs_to - first]
+        self.real = self.squares[..., 2 * pairs_from - 1 : 2 * pairs_to - 1 : 2]
+        self.imaginary = self.squares[..., 2 * pairs_from : 2 * pairs_to : 2]
+        self.pair_power = self.power[..., pairs_from - first : pairs_to - first]
         # The bins without an imaginary part, if they are in use: 0 and Nyquist.
-        self.end_power = [self.power[:, :1]] * (first < pairs_from) + [self.power[:, -1:]] * (end > pairs_to)
-        self.end_squares = [self.squares[:, :1]] * (first < pairs_from) + [self.squares[:, -1:]] * (end > pairs_to)
+        self.ends = []
+        if first < pairs_from:
+            self.ends.append((self.power[..., :1], self.squares[..., :1]))
+        if end > pairs_to:
+            self.ends.append((self.power[..., -1:], self.squares[..., -1:]))
 
 
 class _Stream:
@@ -142,6 +162,7 @@ class _Stream:
         steps = (self._hop * signal.itemsize, signal.itemsize)
         as_frames = np.lib.stride_tricks.as_strided
         self._raw_frames = as_frames(self._samples, frames, steps, writeable=False)
+        self._raw_frames_each = self._raw_frames[:, None]
         self._emphasised_frames = as_frames(self._emphasised, frames, steps, writeable=False)
         size, block = options.fft_size, _BLOCK_FRAMES
         self._memory = {
@@ -216,22 +237,25 @@ class _Stream:
 
     def _feed(self, samples: Samples) -> Float32:
         tables, hop, window, capacity = self._tables, self._hop, self._window, self._capacity
+        options = tables.options
         count = len(samples)
         filled = self._filled
         total = (filled + count - window) // hop + 1 - self._next
-        bands = np.empty((max(total, 0), tables.options.n_mels), np.float32)
-        factor = tables.options.scale / 32768.0 if samples.dtype == np.int16 else tables.options.scale
+        bands = np.empty((max(total, 0), options.n_mels), np.float32)
+        is_int16 = samples.dtype == np.int16
+        as_they_are = not is_int16 and options.scale == 1.0
         taken = done = 0
         while taken < count:
             step = min(count - taken, capacity - filled)
             end = filled + step
             fresh = self._samples[filled:end]
             piece = samples if step == count else samples[taken : taken + step]
-            if factor == 1.0:
+            if as_they_are:
                 fresh[:] = piece
             else:
-                np.multiply(piece, np.float32(factor), out=fresh, casting="same_kind")
-            if tables.options.preemphasis:
+                factor = tables.factor_int16 if is_int16 else tables.factor
+                np.multiply(piece, factor, out=fresh, casting="same_kind")
+            if self._emphasised is not self._samples:
                 product = np.multiply(self._predecessors[filled:end], tables.preemphasis, out=self._product[:step])
                 np.subtract(fresh, product, out=self._emphasised[filled:end])
             taken += step
@@ -264,37 +288,36 @@ class _Stream:
         if rows is None:
             rows = self._rows[count] = _Rows(count, self._memory, tables)
         windowed = rows.windowed
-        source = self._emphasised_frames[start : start + count]
+        at = start if count == 1 else slice(start, start + count)
+        target = out[0] if count == 1 else out
+        source = self._emphasised_frames[at]
         if options.remove_dc:
-            means = rows.means
-            np.add.reduce(self._raw_frames[start : start + count], axis=1, keepdims=True, out=means)
-            np.multiply(means, tables.mean_factor, out=means)
-            source = np.subtract(source, means, out=windowed)
+            # Each frame has a product of its own, here and for the bands: one for all would sum in another order.
+            np.matmul(self._raw_frames_each[start : start + count], tables.to_mean, out=rows.means_each)
+            source = np.subtract(source, rows.means, out=windowed)
         np.multiply(source, tables.window, out=windowed)
         if tables.first_matters:
-            np.multiply(self._raw_frames[start : start + count, :1], tables.first_factor, out=rows.first)
+            np.multiply(self._raw_frames[at, ..., :1], tables.first_factor, out=rows.first)
             if options.remove_dc:
                 np.subtract(rows.first, rows.means, out=rows.first)
             np.multiply(rows.first, tables.window[0], out=rows.first)
         self._dft(rows.frames, rows.spectrum, self._dft_rows)
-        np.multiply(rows.spectrum, rows.spectrum, out=rows.squares)
+        np.multiply(rows.packed, rows.packed, out=rows.squares)
         np.add(rows.real, rows.imaginary, out=rows.pair_power)
-        for power, squares in zip(rows.end_power, rows.end_squares, strict=True):
+        for power, squares in rows.ends:
             power[:] = squares
         if options.power == 1:
             np.sqrt(rows.power, out=rows.power)
+        np.matmul(rows.power_each, tables.filters, out=rows.bands_each)
         if options.log == "none":
-            np.matmul(rows.power_each, tables.filters, out=rows.bands_each)
-            out[:] = rows.bands
+            target[:] = rows.bands
         else:
-            # One vector-matrix product for each frame: a product for all would sum in another order.
-            np.matmul(rows.power_each, tables.filters, out=rows.bands_each)
             np.maximum(rows.bands, tables.floor, out=rows.bands)
-            np.log(rows.bands, out=out)
-        if tables.gain != 1.0:
-            np.multiply(out, tables.gain, out=out)
-        if tables.offset != 0.0:
-            np.add(out, tables.offset, out=out)
+            np.log(rows.bands, out=target)
+        if tables.has_gain:
+            np.multiply(target, tables.gain, out=target)
+        if tables.has_offset:
+            np.add(target, tables.offset, out=target)
 
 
 class LogMel:
