@@ -124,6 +124,8 @@ def _check_log_mel(options: LogMelOptions) -> None:
     for name in ("rate_hz", "window_samples", "hop_samples", "fft_size", "n_mels"):
         value = getattr(options, name)
         _require(isinstance(value, int) and value >= 1, options, name, "a whole number of at least 1")
+    # OpenCV's DFT takes another path below, for one row and not for many.
+    _require(options.fft_size >= 128, options, "fft_size", "at least 128")
     _require(
         options.fft_size >= options.window_samples,
         options,
@@ -176,7 +178,7 @@ def _check_image(options: ImageOptions) -> None:
             "crop",
             "(x, y, width, height) with x and y at least 0, width and height at least 1",
         )
-    _require(0 <= options.pad_value <= 255, options, "pad_value", "a number from 0 to 255")
+    _require(options.pad_value in range(256), options, "pad_value", "a whole number from 0 to 255")
     channels = 1 if options.color == "gray" else 3
     for name in ("mean", "std"):
         values = getattr(options, name)

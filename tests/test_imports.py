@@ -49,7 +49,7 @@ VENDORS = {
     "pyaudio": ("stream/sources/",),
     "av": ("stream/sources/",),
     "gi": ("stream/sources/",),
-    "cv2": ("frontend/image.py",),
+    "cv2": ("frontend/opencv.py",),
     "typer": ("cli/",),
     "rich": ("cli/", "stream/sinks/console.py"),
 }
