@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -357,12 +358,11 @@ def _save_with_data(model: Model, target: Path) -> tuple[Path, ...]:
                 entry = kept.external_data.add()
                 entry.key, entry.value = key, text
     rest = 0
-    stored = {id(tensor) for tensor in light.graph.initializer}
-    for tensor in walk.tensors(light):
-        # What subgraphs and attributes keep outside is small in practice; it becomes part of the file.
-        if id(tensor) not in stored:
-            inline(tensor, model.folder)
-            rest += tensor_nbytes(tensor)
+    # The tensors of the main graph come first. What subgraphs and attributes keep outside is small in practice; it
+    # becomes part of the file.
+    for tensor in islice(walk.tensors(light), len(light.graph.initializer), None):
+        inline(tensor, model.folder)
+        rest += tensor_nbytes(tensor)
     if rest > PROTO_LIMIT - _HEADROOM:
         raise ModelError(
             f"{rest / 1e9:.1f} GB of the model's weights are inside subgraphs or Constant nodes, which must "

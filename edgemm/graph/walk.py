@@ -183,6 +183,17 @@ def specs(graph: GraphProto) -> dict[str, TensorSpec]:
     return known
 
 
+def elem_types(graph: GraphProto) -> dict[str, int]:
+    """Return the ONNX element type of each value of one graph whose type is known, its rank known or not."""
+    known = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*graph.value_info, *graph.output, *graph.input)
+        if value.type.HasField("tensor_type")
+    }
+    known.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
+    return known
+
+
 @dataclass
 class Namer:
     """Hands out value and node names that are unused anywhere in the model."""

@@ -2,6 +2,7 @@
 
 from edgemm.graph.passes.fix_dims import FixDims
 from edgemm.graph.passes.fold_constants import FoldConstants
+from edgemm.graph.passes.half import ToHalf
 from edgemm.graph.passes.infer_shapes import InferShapes
 from edgemm.graph.passes.infra import Pass, PassResult, run
 from edgemm.graph.passes.inline_functions import InlineFunctions
@@ -17,5 +18,6 @@ __all__ = [
     "Pass",
     "PassResult",
     "RemoveDead",
+    "ToHalf",
     "run",
 ]
