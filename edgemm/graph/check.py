@@ -51,6 +51,19 @@ class Report:
         """True if nothing is in the way of running the model."""
         return not any(finding.severity == "error" for finding in self.findings)
 
+    def to_text(self) -> str:
+        """Return the report for a terminal: a verdict, then each finding with what to do."""
+        count = Counter(finding.severity for finding in self.findings)
+        verdict = "runs" if self.ok else "does not run"
+        lines = [
+            f"The model {verdict} on {self.engine}: {count['error']} errors, {count['warning']} warnings, "
+            f"{count['note']} notes; {sum(self.ops.values())} nodes of {len(self.ops)} operators."
+        ]
+        for finding in self.findings:
+            where = f"{finding.op} {finding.node}".strip() or "model"
+            lines += [f"{finding.severity}: {where}: {finding.reason}", f"    {finding.remedy}"]
+        return "\n".join(lines)
+
     def to_json(self) -> str:
         """Return the report as JSON, the same text for the same findings."""
         content: dict[str, Any] = {"ok": self.ok, **asdict(self)}
