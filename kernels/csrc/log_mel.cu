@@ -198,13 +198,12 @@ __device__ __forceinline__ float sample_at(const void* samples, long long at, bo
   return __ldg(static_cast<const float*>(samples) + at);
 }
 
-// Reflects about the first and the last sample, as often as it takes (numpy's mode "reflect").
+// Reflects about the first and the last sample, as often as it takes (numpy's mode "reflect"). A loop, as a modulo
+// for each of a lane's samples would be most of the kernel's code.
 __device__ __forceinline__ long long reflected(long long at, long long total) {
   if (total == 1) return 0;
-  const long long period = 2 * (total - 1);
-  at %= period;
-  if (at < 0) at += period;
-  return at < total ? at : period - at;
+  while (at < 0 || at >= total) at = at < 0 ? -at : 2 * (total - 1) - at;
+  return at;
 }
 
 // A whole signal.

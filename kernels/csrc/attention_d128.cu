@@ -1,0 +1,4 @@
+// Attention with head dimension 128: one source a dimension, so that a device compiles only what a model uses.
+#include "attention.cuh"
+
+EDGEMM_ATTENTION_HEAD_DIM(128)
