@@ -65,6 +65,10 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """The graph's digest (`edgemm.graph.model.Model.digest`): what ranges and plans are keyed by."""
     data: str | None = None
     """The member with external data, for a graph over 2 GB."""
+    tensorrt: str | None = None
+    """The same precision with Q/DQ placed for TensorRT's fusion rules, where they differ from onnxruntime's."""
+    tensorrt_digest: str | None = None
+    tensorrt_data: str | None = None
     scores: dict[str, float] = {}
     """What was measured at build time, by name, e.g. agreement with float, milliseconds."""
 

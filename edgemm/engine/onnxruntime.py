@@ -29,7 +29,8 @@ class OnnxRuntimeEngine:
     """An ONNX model on onnxruntime's CPU provider. `model` is the serialised graph, or a path (external data).
 
     `threads` is the number of threads inside one operator. `profile_layers` makes `layer_times` work and costs
-    some microseconds a layer. Raises EngineError on entry if onnxruntime refuses the model.
+    some microseconds a layer. `outputs` names the outputs to compute, None all of them; `optimize=False` switches
+    onnxruntime's graph rewriting off. Raises EngineError on entry if onnxruntime refuses the model.
     """
 
     name = "onnxruntime"
@@ -41,11 +42,15 @@ class OnnxRuntimeEngine:
         *,
         threads: int = 1,
         profile_layers: bool = False,
+        outputs: Sequence[str] | None = None,
+        optimize: bool = True,
     ) -> None:
         self._model = model
         self.states = tuple(states)
         self._threads = threads
         self._profile_layers = profile_layers
+        self._wanted = outputs
+        self._optimize = optimize
         self._profile_folder: tempfile.TemporaryDirectory[str] | None = None
         self._layer_times: tuple[LayerTime, ...] | None = None
         self._session: Any = None
@@ -60,6 +65,8 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if not self._optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # A spinning pool burns a core between steps and takes it from capture: 3.9 ms p99 hand-off against 0.1.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self._profile_layers:
@@ -72,7 +79,9 @@ class OnnxRuntimeEngine:
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise EngineError(f"onnxruntime refuses the model: {_first_line(error)}") from error
         inputs = {i.name: _spec(i) for i in self._session.get_inputs()}
-        outputs = {o.name: _spec(o) for o in self._session.get_outputs()}
+        outputs = {
+            o.name: _spec(o) for o in self._session.get_outputs() if self._wanted is None or o.name in self._wanted
+        }
         for pair in self.states:
             if pair.input not in inputs or pair.output not in outputs:
                 raise EngineError(f'The model has no state pair "{pair.output}" -> "{pair.input}".')

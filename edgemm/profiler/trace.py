@@ -12,13 +12,20 @@ from edgemm.stream.spans import Span
 
 
 def to_events(spans: Iterable[Span]) -> list[dict[str, Any]]:
-    """Turn spans into complete ("X") events, one track a stage; times in microseconds since the first."""
+    """Turn spans into complete ("X") events, one track for each model or stream and stage; times in microseconds.
+
+    Queueing overlaps with everything, so that each stage has a track of its own.
+    """
     ordered = sorted(spans, key=lambda span: (span.begin_ns, -span.end_ns))
     origin = ordered[0].begin_ns if ordered else 0
-    tracks = {track: number for number, track in enumerate(sorted({span.track for span in ordered}), 1)}
+    names = sorted({f"{span.model}: {span.stage}" for span in ordered})
+    tracks = {name: number for number, name in enumerate(names, 1)}
     events: list[dict[str, Any]] = [
-        {"ph": "M", "name": "thread_name", "pid": 1, "tid": number, "args": {"name": track}}
-        for track, number in tracks.items()
+        {"ph": "M", "name": "process_name", "pid": 1, "tid": 0, "args": {"name": "edgemm"}},
+        *(
+            {"ph": "M", "name": "thread_name", "pid": 1, "tid": number, "args": {"name": name}}
+            for name, number in tracks.items()
+        ),
     ]
     events += [
         {
@@ -26,10 +33,10 @@ def to_events(spans: Iterable[Span]) -> list[dict[str, Any]]:
             "name": span.stage,
             "cat": "edgemm",
             "pid": 1,
-            "tid": tracks[span.track],
+            "tid": tracks[f"{span.model}: {span.stage}"],
             "ts": (span.begin_ns - origin) / 1000,
             "dur": (span.end_ns - span.begin_ns) / 1000,
-            "args": {"step": span.step} if span.step is not None else {},
+            "args": {"step": span.step},
         }
         for span in ordered
     ]

@@ -1,9 +1,9 @@
 """Calibration, Q/DQ placement, sensitivity and the search for a precision."""
 
-from edgemm.quant.agreement import Agreement, Reference
+from edgemm.quant.agreement import Agreement, Decision, Reference
 from edgemm.quant.calibrate import CalibrationData, calibrate
-from edgemm.quant.data import Sample, from_folder
-from edgemm.quant.executor import Executor, Runner
+from edgemm.quant.data import HOW_TO_GIVE_DATA, Sample, from_folder
+from edgemm.quant.executor import Executor, Runner, zero_states
 from edgemm.quant.observers import OBSERVERS, Observer
 from edgemm.quant.operators import Form
 from edgemm.quant.precision import Candidate, Choice, SearchResult, choose, search
@@ -12,11 +12,13 @@ from edgemm.quant.ranges import Ranges, TensorRange, from_json, load_ranges
 from edgemm.quant.sensitivity import LayerSensitivity, sensitivity
 
 __all__ = [
+    "HOW_TO_GIVE_DATA",
     "OBSERVERS",
     "Agreement",
     "CalibrationData",
     "Candidate",
     "Choice",
+    "Decision",
     "Executor",
     "Form",
     "LayerSensitivity",
@@ -37,4 +39,5 @@ __all__ = [
     "quantizable_nodes",
     "search",
     "sensitivity",
+    "zero_states",
 ]

@@ -1,0 +1,517 @@
+"""Path 1: an ONNX model or a recipe becomes a bundle.
+
+    read -> load -> check -> prepare -> calibrate -> quantize -> compare -> choose -> write
+
+`build` reads from top to bottom in that order. Nothing is written before all of it went well.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgemm import bundle as bundles
+from edgemm import recipe as recipes
+from edgemm.bundle import ModelEntry, Variant
+from edgemm.calibration_data import CalibrationSource, Data, split
+from edgemm.engine.executor import OnnxRuntimeExecutor
+from edgemm.errors import CalibrationError, ModelError, RecipeError, UsageError
+from edgemm.graph import Model, check, load
+from edgemm.graph.passes import FixDims, FoldConstants, InferShapes, Pass, RemoveDead, ToHalf
+from edgemm.graph.passes import run as run_passes
+from edgemm.quant import (
+    Agreement,
+    Candidate,
+    Decision,
+    LayerSensitivity,
+    QuantizedModel,
+    Ranges,
+    Reference,
+    Sample,
+    calibrate,
+    choose,
+    insert_qdq,
+    load_ranges,
+    search,
+    sensitivity,
+    zero_states,
+)
+from edgemm.recipe import Argmax, Output, Precision, Recipe, Sigmoid, Softmax, Threshold
+from edgemm.types import Tensors
+
+_WARM_UP_RUNS = 10
+_TIMED_RUNS = 300
+_TIMING_SECONDS = 2.0
+"""A model so slow that the runs take longer is timed for this long."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """One precision of one model, as it was measured."""
+
+    precision: str
+    bytes: int = 0
+    agreement: float | None = None
+    """With float, by the recipe's metric, 0 to 1; None where there was no data to compare on."""
+    sqnr_db: float | None = None
+    milliseconds: float | None = None
+    """One inference on onnxruntime, one thread, here: the median. None where it was not measured."""
+    int8_share: float | None = None
+    """Share of the multiply-accumulates that are int8."""
+    left_in_float: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that multiply and are not int8, with the reason."""
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What the build did with one model."""
+
+    name: str
+    opset: int
+    nodes: int
+    precision: str
+    reason: str
+    variants: Sequence[VariantReport]
+    calibration: str
+    """Where the ranges came from, in words."""
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did, and what it measured."""
+
+    path: str
+    sha256: str
+    bytes: int
+    target: str
+    seconds: float
+    models: Sequence[ModelReport]
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return msgspec.json.format(msgspec.json.encode(asdict(self)), indent=1).decode() + "\n"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the caller asked for; None leaves it to the recipe."""
+
+    precision: Precision | None = None
+    observer: str | None = None
+    max_drop: float | None = None
+    ranges: Path | None = None
+    target: str = "cpu"
+
+
+def build(
+    source: str | Path,
+    output: str | Path,
+    *,
+    precision: Precision | None = None,
+    calibration: Data | None = None,
+    observer: str | None = None,
+    max_drop: float | None = None,
+    ranges: str | Path | None = None,
+    export_ranges: str | Path | None = None,
+    target: str = "cpu",
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build the bundle `output` from an ONNX model or a recipe, and say what was done and measured.
+
+    `precision` overrides the recipe's ("auto" if there is none): fp32 and fp16 need no data; int8 and auto need
+    `calibration` or `ranges` (the JSON of an earlier `export_ranges`). Raises UsageError or RecipeError for a wrong
+    call, ModelError, CalibrationError, EngineError or BundleError if the work fails; then nothing is written.
+    """
+    began = time.perf_counter()
+    tell = progress or (lambda message: None)
+    source, output = Path(source), Path(output)
+    settings = Settings(precision, observer, max_drop, Path(ranges) if ranges else None, target)
+    recipe = _read(source)
+    models: dict[str, ModelEntry] = {}
+    reports: list[ModelReport] = []
+    files: dict[str, bytes | Path] = {}
+    with tempfile.TemporaryDirectory(prefix="edgemm-build-") as scratch:
+        floats = {name: _load(recipe, name, source, tell) for name in recipe.models}
+        graphs = {name: loaded.model for name, loaded in floats.items()}
+        given = calibration
+        if given is None and recipe.calibration.source is not None:
+            given = source.parent / recipe.calibration.source
+        data = CalibrationSource(given, recipe, graphs, lambda clip: _record(recipe, graphs, clip, Path(scratch), tell))
+        for name, loaded in floats.items():
+            work = _ModelBuild(recipe, name, loaded, settings, data, Path(scratch), tell)
+            models[name], report = work.run(files)
+            reports.append(report)
+            if export_ranges is not None:
+                _export_ranges(Path(export_ranges), work.ranges, name, len(floats))
+        tell(f"writing {output}")
+        written = bundles.write(output, recipe=recipe, models=models, files=files, target=target)
+    return BuildReport(str(output), written.digest, output.stat().st_size, target, time.perf_counter() - began, reports)
+
+
+# read
+
+
+def _read(source: Path) -> Recipe:
+    """The recipe, or for a bare ONNX file one that names it and nothing else."""
+    if source.suffix == ".toml":
+        return recipes.load(source)
+    if bundles.is_bundle(source):
+        raise UsageError(f"{source} is a bundle already. Build from the recipe or the ONNX model that it was made of.")
+    name = "".join(c if c.isalnum() or c in "_-" else "-" for c in source.stem).strip("-") or "model"
+    return Recipe(edgemm=recipes.SCHEMA, name=name, models={name: recipes.Model(file=source.name)})
+
+
+# load, check, prepare
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    model: Model
+    notes: tuple[str, ...]
+    opset: int
+
+
+def _load(recipe: Recipe, name: str, source: Path, tell: Progress) -> _Loaded:
+    wanted = recipe.models[name]
+    path = source.parent / wanted.file
+    tell(f"{name}: loading {path.name}")
+    model = load(path)
+    recipes.check_tensors(name, wanted, model.inputs, model.outputs, source.name)
+    tell(f"{name}: checking")
+    report = check(model, "onnxruntime")
+    if not report.ok:
+        worst = report.findings[0]
+        where = f' at "{worst.node}"' if worst.node else ""
+        more = len([f for f in report.findings if f.severity == "error"]) - 1
+        raise ModelError(
+            f"{path} cannot run{where}: {worst.reason} {worst.remedy}"
+            + (f" ({more} more: edgemm check {path})" if more else "")
+        )
+    sizes = {dim: size for dim, size in wanted.dims.items() if isinstance(size, int)}
+    known = {d for spec in model.inputs for d in spec.shape if isinstance(d, str)}
+    unknown = set(wanted.dims) - known
+    if unknown:
+        raise RecipeError(
+            f'{source.name}: models.{name}.dims: no input has the dimension "{sorted(unknown)[0]}", there are: '
+            f"{', '.join(sorted(known)) or '(none)'}."
+        )
+    steps: list[Pass] = [FixDims(sizes)] if sizes else []
+    steps += [InferShapes(), FoldConstants(), RemoveDead(), InferShapes()]
+    prepared = run_passes(model, steps)
+    return _Loaded(prepared.model, prepared.notes, model.opset)
+
+
+# calibrate
+
+
+def _record(
+    recipe: Recipe, graphs: Mapping[str, Model], clip: Path, scratch: Path, tell: Progress
+) -> dict[str, list[Tensors]]:
+    """Run a recording through the recipe in float and keep what each model was fed."""
+    if not recipe.streams:
+        raise CalibrationError(
+            f"{clip} is a recording, and without a recipe nothing says which tensor is sound and which is picture. "
+            "Write one: edgemm recipe MODEL.onnx -o recipe.toml"
+        )
+    tell(f"running {clip.name} through the front ends")
+    files: dict[str, bytes | Path] = {}
+    entries = {}
+    for name, model in graphs.items():
+        variant = _store(files, name, "fp32", model, scratch)
+        entries[name] = _entry(recipe, name, model, {"fp32": variant}, "fp32", "for calibration")
+    path = scratch / "calibration.edgemm"
+    bundles.write(path, recipe=recipe, models=entries, files=files)
+    feeds: dict[str, list[Tensors]] = {name: [] for name in graphs}
+
+    def keep(model: str, fed: Tensors) -> None:
+        feeds[model].append({key: np.array(value) for key, value in fed.items()})
+
+    from edgemm import runner
+
+    runner.run(path, input=clip, clock="virtual", engine="onnxruntime", on_feeds=keep)
+    return feeds
+
+
+def _export_ranges(path: Path, ranges: Ranges | None, name: str, models: int) -> None:
+    if ranges is None:
+        raise UsageError(f'There are no ranges of "{name}" to export: it was built without calibration.')
+    (path if models == 1 else path.with_name(f"{path.stem}.{name}{path.suffix}")).write_text(ranges.to_json())
+
+
+# quantize, compare, choose: one model
+
+
+@dataclass(frozen=True)
+class _Int8:
+    """The int8 graph that was found, and how it compares; None where there was no data to compare on."""
+
+    quantized: QuantizedModel
+    excluded: frozenset[str]
+    """Nodes left in float, by the recipe's wish or for the budget's sake."""
+    sensitive: Mapping[str, str]
+    """Those for the budget's sake, with the reason."""
+    agreement: Agreement | None
+    score: float | None
+
+
+class _ModelBuild:
+    """The build of one model, from its float graph to its entry in the bundle."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        name: str,
+        loaded: _Loaded,
+        settings: Settings,
+        data: CalibrationSource,
+        scratch: Path,
+        tell: Progress,
+    ) -> None:
+        self._recipe = recipe
+        self._name = name
+        self._wanted = recipe.models[name]
+        self._loaded = loaded
+        self._model = loaded.model
+        self._settings = settings
+        self._data = data
+        self._scratch = scratch
+        self._tell: Progress = lambda message: tell(f"{name}: {message}")
+        self._precision = settings.precision or recipe.precision_of(name)
+        self._max_drop = recipe.accuracy.max_drop if settings.max_drop is None else settings.max_drop
+        self._executor = OnnxRuntimeExecutor()
+        self._notes = list(loaded.notes)
+        self._calibration = "none"
+        self.ranges: Ranges | None = None
+
+    def run(self, files: dict[str, bytes | Path]) -> tuple[ModelEntry, ModelReport]:
+        """Make the variants that are wanted, add them to `files`, and choose one."""
+        graphs = {"fp32": self._model}
+        rows = {"fp32": VariantReport("fp32")}
+        chosen, reason = "fp32", "asked for"
+        tensorrt: Model | None = None
+        if self._precision == "fp16":
+            graphs["fp16"], rows["fp16"] = self._fp16()
+            chosen = "fp16"
+        elif self._precision == "auto" and not (self._data.given or self._settings.ranges):
+            reason = "no calibration data was given, so int8 was not tried: give --calibration"
+        elif self._precision in ("int8", "auto"):
+            samples = self._data.samples(self._name) if self._data.given else []
+            calibrating, comparing, held_out = split(samples)
+            self.ranges = self._ranges(calibrating)
+            int8 = self._quantize(self.ranges, comparing, held_out)
+            if int8 is None:
+                reason = "the graph has no convolution or matrix product that can run in int8"
+                if self._precision == "int8":
+                    raise ModelError(f'"{self._name}" cannot be built in int8: {reason}. Use --precision fp32 or fp16.')
+            else:
+                quantized = int8.quantized
+                graphs["int8"] = quantized.model
+                rows["int8"] = VariantReport(
+                    "int8",
+                    agreement=int8.score,
+                    sqnr_db=int8.agreement.sqnr_db if int8.agreement else None,
+                    int8_share=quantized.int8_share,
+                    left_in_float={**quantized.left_in_float, **int8.sensitive},
+                )
+                tensorrt = insert_qdq(self._model, self.ranges, "tensorrt", int8.excluded).model
+                chosen, reason = self._choose(int8, comparing, rows)
+        return self._finish(files, graphs, rows, tensorrt, chosen, reason)
+
+    def _fp16(self) -> tuple[Model, VariantReport]:
+        self._tell("converting to fp16")
+        result = run_passes(self._model, [ToHalf(self._wanted.keep_float), InferShapes()])
+        self._notes += result.notes
+        if not self._data.given:
+            return result.model, VariantReport("fp16")
+        _, comparing, _ = split(self._data.samples(self._name))
+        agreement = self._reference(comparing).compare(result.model)
+        return result.model, VariantReport("fp16", agreement=self._score(agreement), sqnr_db=agreement.sqnr_db)
+
+    def _ranges(self, samples: Sequence[Sample]) -> Ranges:
+        """The calibration ranges: those of the file that was given, or measured on the samples."""
+        if self._settings.ranges is not None:
+            ranges = load_ranges(self._settings.ranges)
+            ranges.check(self._model)
+            self._calibration = f"ranges from {self._settings.ranges}"
+            return ranges
+        observer = self._settings.observer or self._recipe.calibration.observer
+        steps = sum(len(sample.steps) for sample in samples)
+        self._tell(f"calibrating on {steps} steps ({observer})")
+        ranges = calibrate(self._model, samples, self._executor, observer, states=self._wanted.states)
+        self._calibration = f"{ranges.samples} steps of {self._data.origin}, observer {observer}"
+        return ranges
+
+    def _quantize(self, ranges: Ranges, comparing: Sequence[Sample], held_out: bool) -> _Int8 | None:
+        """The int8 graph that holds the budget with the fewest layers in float; None if nothing can be int8."""
+        keep = frozenset(self._wanted.keep_float)
+        if not comparing:
+            self._notes.append("accuracy was not measured: ranges were given, and no data to compare on")
+            quantized = insert_qdq(self._model, ranges, "onnxruntime", keep)
+            return _Int8(quantized, keep, {}, None, None) if quantized.quantized else None
+        self._calibration += f"; compared on {sum(len(s.steps) for s in comparing)} steps"
+        self._calibration += " held out" if held_out else ", the same ones"
+        reference = self._reference(comparing)
+
+        def most_sensitive_first() -> Sequence[LayerSensitivity]:
+            self._tell("int8 throughout loses too much: looking for the layers that must stay in float")
+            return sensitivity(self._model, ranges, lambda model: reference.compare(model).sqnr_db, "onnxruntime")
+
+        self._tell("quantizing")
+        found = search(
+            self._model,
+            ranges,
+            lambda model: self._score(reference.compare(model)),
+            self._max_drop,
+            "onnxruntime",
+            most_sensitive_first,
+            exclude=keep,
+        )
+        if not found.quantized.quantized:
+            return None
+        sensitive = dict(found.left)
+        return _Int8(
+            found.quantized, keep.union(sensitive), sensitive, reference.compare(found.quantized.model), found.score
+        )
+
+    def _choose(self, int8: _Int8, comparing: Sequence[Sample], rows: dict[str, VariantReport]) -> tuple[str, str]:
+        """Choose between float and int8, and note the times that decided in `rows`."""
+        if self._precision == "int8":
+            return "int8", "asked for"
+        if self._settings.target != "cpu":
+            return (
+                "fp32",
+                f"int8 is in the bundle; its speed on {self._settings.target} is unmeasured: profile it there",
+            )
+        if int8.score is None:
+            return "fp32", "there is no data to measure int8 on"
+        self._tell("timing fp32 and int8")
+        feeds = {**comparing[0].steps[0], **zero_states(self._model, self._wanted.states)}
+        choice = choose(
+            Candidate("fp32", self._model, 1.0),
+            [Candidate("int8", int8.quantized.model, int8.score)],
+            self._max_drop,
+            lambda model: self._seconds(model, feeds),
+        )
+        for item in choice.table:
+            if item.seconds is not None:
+                rows[item.precision] = replace(rows[item.precision], milliseconds=item.seconds * 1e3)
+        return choice.precision, choice.reason
+
+    def _reference(self, samples: Sequence[Sample]) -> Reference:
+        decisions = {name: found for name, kind in self._wanted.outputs.items() if (found := _decision(kind))}
+        return Reference(self._model, samples, self._executor, states=self._wanted.states, decisions=decisions)
+
+    def _score(self, agreement: Agreement) -> float:
+        """The recipe's metric; the cosine where no output is a decision."""
+        if self._recipe.accuracy.metric == "agreement" and agreement.decisions is not None:
+            return agreement.decisions
+        return agreement.cosine
+
+    def _seconds(self, model: Model, feeds: Tensors) -> float:
+        """Median time of one inference, one thread, after a warm-up."""
+        with self._executor.open(model) as engine:
+            for _ in range(_WARM_UP_RUNS):
+                engine.run(feeds)
+            times: list[float] = []
+            end = time.perf_counter() + _TIMING_SECONDS
+            while len(times) < _TIMED_RUNS and (len(times) < 5 or time.perf_counter() < end):
+                began = time.perf_counter()
+                engine.run(feeds)
+                times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    def _finish(
+        self,
+        files: dict[str, bytes | Path],
+        graphs: Mapping[str, Model],
+        rows: Mapping[str, VariantReport],
+        tensorrt: Model | None,
+        chosen: str,
+        reason: str,
+    ) -> tuple[ModelEntry, ModelReport]:
+        """Put the graphs and the ranges among the bundle's files and describe them."""
+        variants: dict[str, Variant] = {}
+        reports = []
+        for precision, graph in graphs.items():
+            variant = _store(files, self._name, precision, graph, self._scratch)
+            row = replace(rows[precision], bytes=sum(_size(files[f]) for f in (variant.file, variant.data) if f))
+            reports.append(row)
+            scores = {
+                key: value
+                for key in ("agreement", "sqnr_db", "milliseconds", "int8_share")
+                if (value := getattr(row, key)) is not None
+            }
+            variants[precision] = msgspec.structs.replace(variant, scores=scores)
+        if tensorrt is not None:
+            form = _store(files, self._name, "int8-tensorrt", tensorrt, self._scratch)
+            variants["int8"] = msgspec.structs.replace(
+                variants["int8"], tensorrt=form.file, tensorrt_digest=form.digest, tensorrt_data=form.data
+            )
+        entry = _entry(self._recipe, self._name, self._model, variants, chosen, reason)
+        if self.ranges is not None:
+            member = f"models/{self._name}/ranges.json"
+            files[member] = self.ranges.to_json().encode()
+            entry = msgspec.structs.replace(entry, ranges=member)
+        nodes = len(self._model.proto.graph.node)
+        report = ModelReport(
+            self._name, self._loaded.opset, nodes, chosen, reason, reports, self._calibration, self._notes
+        )
+        return entry, report
+
+
+def _decision(kind: Output) -> Decision | None:
+    """What an application acts on, for the decodings that decide something."""
+    if isinstance(kind, Softmax | Argmax):
+        return lambda array: array.argmax(-1)
+    if isinstance(kind, Threshold):
+        return lambda array: array >= kind.threshold
+    if isinstance(kind, Sigmoid):
+        # The logit of the threshold; 0 and 1 lie at infinity.
+        with np.errstate(divide="ignore"):
+            logit = float(np.log(kind.threshold) - np.log1p(-kind.threshold))
+        return lambda array: array >= logit
+    return None
+
+
+# write
+
+
+def _store(files: dict[str, bytes | Path], name: str, precision: str, model: Model, scratch: Path) -> Variant:
+    """Add a graph to the bundle's files: in memory, or from disk if it is too large for one ONNX file."""
+    member = f"models/{name}/{precision}.onnx"
+    try:
+        files[member] = model.to_bytes()
+        return Variant(file=member, digest=model.digest)
+    except ModelError:
+        folder = scratch / name
+        folder.mkdir(exist_ok=True)
+        graph, data = model.save(folder / f"{precision}.onnx")
+        files[member], files[f"{member}.data"] = graph, data
+        return Variant(file=member, digest=model.digest, data=f"{member}.data")
+
+
+def _size(content: bytes | Path) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _entry(
+    recipe: Recipe, name: str, model: Model, variants: dict[str, Variant], precision: str, reason: str
+) -> ModelEntry:
+    return ModelEntry(
+        inputs=list(model.inputs),
+        outputs=list(model.outputs),
+        states=list(recipe.models[name].states),
+        variants=variants,
+        precision=precision,
+        reason=reason,
+    )
