@@ -41,7 +41,8 @@ class Reference:
     """The float model's outputs on a set of samples, against which candidates are compared.
 
     `data` is walked once and kept, with the outputs, so hand in a set of a size that fits in memory. State outputs are
-    carried but not compared. `decisions` says of which outputs a decision is made, and how. Raises CalibrationError if there is no data or it does not fit.
+    carried but not compared. `decisions` says of which outputs a decision is made, and how. Raises CalibrationError
+    if there is no data or it does not fit.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Reference:
             cosines.append(dot / math.sqrt(signal * power) if signal * power > 0 else float(noise == 0))
         shares = [
             float(
-                np.mean([np.mean(decide(r) == decide(v)) for r, v in zip(self._reference[n], outputs[n], strict=True)])
+                np.mean([np.mean(decide(a) == decide(b)) for a, b in zip(self._reference[n], outputs[n], strict=True)])
             )
             for n, decide in self._decisions.items()
             if n in self._names

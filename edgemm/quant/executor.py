@@ -51,6 +51,8 @@ def zero_states(model: Model, states: Sequence[StatePair]) -> dict[str, Array]:
 
     Raises CalibrationError if a pair names what the model does not have, or a state has no fixed shape.
     """
+    if not states:
+        return {}
     inputs = {spec.name: spec for spec in model.inputs}
     outputs = {spec.name for spec in model.outputs}
     zeros: dict[str, Array] = {}

@@ -18,12 +18,11 @@ class MagnitudeHistogram:
 
     The first array that is not all zeros sets the limit to its largest magnitude. A larger one doubles the limit as
     often as needed, and each doubling merges neighbouring bins, which is exact: a count never moves
-    across an edge that still exists. Exact zeros are counted apart, because they cost nothing at any scale.
+    across an edge that still exists. Exact zeros are not counted, because they cost nothing at any scale.
     """
 
     def __init__(self, bins: int = 4096) -> None:
         self.counts: npt.NDArray[np.int64] = np.zeros(bins, np.int64)
-        self.zeros = 0
         self.limit = 0.0
         self.largest = 0.0
 
@@ -42,7 +41,6 @@ class MagnitudeHistogram:
         magnitude = np.abs(values.reshape(-1).astype(np.float32, copy=False))
         largest = float(magnitude.max(initial=0.0))
         non_zero = magnitude[magnitude > 0]
-        self.zeros += magnitude.size - non_zero.size
         if largest == 0.0:
             return
         self.largest = max(self.largest, largest)
