@@ -35,7 +35,9 @@ def build_kernels(
     """
     wrong = [arch for arch in arches if not 50 <= arch <= 129]
     if wrong or not arches:
-        raise UsageError(f"Found --arch {list(arches)}; expected compute capabilities as numbers: 87 is Orin, 110 is Thor.")
+        raise UsageError(
+            f"Found --arch {list(arches)}; expected compute capabilities as numbers: 87 is Orin, 110 is Thor."
+        )
     chosen = {arch: find_compiler(arch) for arch in arches}
     for arch in arches:
         for source in sources():
