@@ -1,0 +1,1 @@
+"""Where results go: JSON Lines, a live table, a list in memory."""

@@ -1,0 +1,152 @@
+"""Threads that read sources, and the bounded queue between them and the thread that infers.
+
+Capture never waits for inference: where the queue is full, the oldest frame of that stream makes room, and is entered
+as lost ("queue_full").
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from edgemm.stream.clock import Clock
+from edgemm.stream.frames import Event, Lost
+from edgemm.stream.sources.protocol import Source
+from edgemm.stream.spans import Recorder
+
+QUEUE_SECONDS = 2
+"""Sound that may wait: more than any deadline, less than what the windows hold."""
+
+QUEUE_PICTURES = 16
+"""Pictures that may wait: half a second of a camera, 100 MB at 1080p."""
+
+JOIN_S = 2.0
+"""How long leaving waits for a source that blocks, e.g. a URL that no longer answers; its thread is then left alone."""
+
+
+class FrameQueue:
+    """Events in the order of their arrival, each with its time; at most `limits[stream]` frames of a stream."""
+
+    def __init__(self, limits: Mapping[str, int]) -> None:
+        self._limits = limits
+        self._events: deque[tuple[Event, int]] = deque()
+        self._waiting: Counter[str] = Counter()
+        self._changed = threading.Condition()
+        self._writers = 0
+        self._error: BaseException | None = None
+
+    def open(self) -> None:
+        """One more thread is going to `put`."""
+        with self._changed:
+            self._writers += 1
+
+    def close(self, error: BaseException | None = None) -> None:
+        """One thread will `put` no more; `error` is raised by the next `take`."""
+        with self._changed:
+            self._writers -= 1
+            self._error = self._error or error
+            self._changed.notify()
+
+    def put(self, event: Event, now_ns: int) -> None:
+        """Add an event that arrived at `now_ns`; never waits."""
+        with self._changed:
+            stream = event.stream
+            if stream not in self._limits:
+                return
+            if self._waiting[stream] >= self._limits[stream]:
+                self._drop_oldest(stream)
+            self._waiting[stream] += 1
+            self._events.append((event, now_ns))
+            self._changed.notify()
+
+    def take(self, timeout_s: float | None, limit: int | None = None) -> list[tuple[Event, int]] | None:
+        """All events that are there, or the first `limit`; waits up to `timeout_s` for one. None: there will be none.
+
+        Raises what stopped a writer, once the events before are taken.
+        """
+        with self._changed:
+            if not self._events and self._writers:
+                self._changed.wait(timeout_s)
+            if not self._events:
+                if self._error is not None:
+                    raise self._error
+                return [] if self._writers else None
+            count = len(self._events) if limit is None else min(limit, len(self._events))
+            taken = [self._events.popleft() for _ in range(count)]
+            for event, _ in taken:
+                self._waiting[event.stream] -= 1
+            return taken
+
+    def drain(self) -> list[tuple[Event, int]]:
+        """What is still waiting, when nobody writes any more; what comes later is refused."""
+        with self._changed:
+            taken = list(self._events)
+            self._events.clear()
+            self._limits = {}
+            return taken
+
+    def _drop_oldest(self, stream: str) -> None:
+        for at, (event, now_ns) in enumerate(self._events):
+            if event.stream == stream and not isinstance(event, Lost):
+                # In its place, so that the books stay in the order of arrival.
+                self._events[at] = (Lost(stream, "queue_full", event.end_ns), now_ns)
+                self._waiting[stream] -= 1
+                return
+
+
+class Capture:
+    """Runs one thread a source while it is entered; `queue` is where the events come out.
+
+    Sources that are not live are paced: an event is put when the clock reaches its `end_ns`.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], clock: Clock, limits: Mapping[str, int], recorder: Recorder | None = None
+    ) -> None:
+        self.queue = FrameQueue(limits)
+        self._clock = clock
+        self._recorder = recorder
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._read, args=(source,), name=f"capture-{number}", daemon=True)
+            for number, source in enumerate(sources)
+        ]
+
+    def __enter__(self) -> Capture:
+        for thread in self._threads:
+            self.queue.open()
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(JOIN_S)
+
+    def _read(self, source: Source) -> None:
+        error: BaseException | None = None
+        try:
+            begin_ns = time.perf_counter_ns()
+            for event in source:
+                if self._recorder is not None:
+                    self._recorder.span("source", event.stream, 0, begin_ns, time.perf_counter_ns())
+                if not source.live:
+                    self._pace(event.end_ns)
+                if self._stop.is_set():
+                    break
+                self.queue.put(event, self._clock.now_ns())
+                begin_ns = time.perf_counter_ns()
+        except Exception as problem:  # noqa: BLE001 - whatever it is, the thread that takes raises it
+            error = problem
+        finally:
+            self.queue.close(error)
+
+    def _pace(self, time_ns: int) -> None:
+        while (left_ns := time_ns - self._clock.now_ns()) > 0:
+            if self._stop.wait(left_ns / 1e9):
+                return

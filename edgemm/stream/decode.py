@@ -1,0 +1,118 @@
+"""From output tensors to what they mean: labels, scores, vectors, as the recipe says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemm.errors import RecipeError
+from edgemm.recipe import Argmax, Embedding, Output, Raw, Sigmoid, Softmax, Threshold
+from edgemm.types import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The best of several classes."""
+
+    label: str
+    """Its name; its index as text if the recipe gives no labels."""
+    index: int
+    score: float
+    """Its probability (softmax), or its score as it is (argmax)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One probability or score, and whether it reaches the recipe's threshold."""
+
+    score: float
+    above: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """An embedding of unit length, float32 `[n]`; zeros stay zeros."""
+
+    vector: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """An output as it is; the array is a copy and belongs to the receiver."""
+
+    values: Array
+
+
+Decoded = Label | Score | Vector | Values
+Decoder = Callable[[Array], Decoded]
+
+
+def decoder(name: str, kind: Output) -> Decoder:
+    """The function that decodes the output `name`. It raises RecipeError if the tensor has another shape than `kind`
+    wants."""
+    if isinstance(kind, Softmax | Argmax):
+        return _best(name, kind)
+    if isinstance(kind, Sigmoid):
+        return lambda array: _score(_one(name, array, "sigmoid"), kind.threshold, logit=True)
+    if isinstance(kind, Threshold):
+        return lambda array: _score(_one(name, array, "threshold"), kind.threshold, logit=False)
+    if isinstance(kind, Embedding):
+        return _unit
+    if isinstance(kind, Raw):
+        return lambda array: Values(array.copy())
+    raise RecipeError(f'The output "{name}" has an unknown decoding {kind!r}.')
+
+
+def score_of(decoded: Decoded) -> float | None:
+    """The number that a gate compares: a score, or a raw output of a single number; None if there is none."""
+    if isinstance(decoded, Label | Score):
+        return decoded.score
+    if isinstance(decoded, Values) and decoded.values.size == 1:
+        return float(decoded.values.reshape(())[()])
+    return None
+
+
+def _best(name: str, kind: Softmax | Argmax) -> Decoder:
+    labels = tuple(kind.labels)
+    softmax = isinstance(kind, Softmax)
+
+    def decode(array: Array) -> Label:
+        size = array.shape[-1] if array.ndim else 1
+        if array.size != size or (labels and size != len(labels)):
+            wanted = f"one row of {len(labels)} scores" if labels else "one row of scores"
+            raise RecipeError(
+                f'The output "{name}" has the shape {list(array.shape)}, its decoding expects {wanted}. '
+                'Correct its labels in the recipe, or use decode = "raw".'
+            )
+        row = array.reshape(size).astype(np.float64)
+        index = int(row.argmax())
+        score = 1.0 / float(np.exp(row - row[index]).sum()) if softmax else float(row[index])
+        return Label(labels[index] if labels else str(index), index, score)
+
+    return decode
+
+
+def _one(name: str, array: Array, kind: str) -> float:
+    if array.size != 1:
+        raise RecipeError(
+            f'The output "{name}" has the shape {list(array.shape)}, decode = "{kind}" expects a single number. '
+            'Use decode = "softmax" or "raw".'
+        )
+    return float(array.reshape(())[()])
+
+
+def _score(value: float, threshold: float, *, logit: bool) -> Score:
+    if logit:
+        # The form that does not overflow, whichever the sign.
+        value = 1.0 / (1.0 + math.exp(-value)) if value >= 0 else math.exp(value) / (1.0 + math.exp(value))
+    return Score(value, value >= threshold)
+
+
+def _unit(array: Array) -> Vector:
+    vector = array.reshape(-1).astype(np.float32)
+    length = float(np.linalg.norm(vector))
+    return Vector(vector / np.float32(length) if length > 0 else vector)

@@ -1,0 +1,61 @@
+"""A ring of the newest rows of a stream: samples, or frames of a front end."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgemm.types import Array
+
+
+class Ring:
+    """The newest `capacity` rows, addressed by their index since the last reset.
+
+    A row is a sample (`row_shape` is ()) or a frame of a front end (`row_shape` is (n_mels,)). Nothing is allocated
+    after construction.
+    """
+
+    def __init__(self, capacity: int, row_shape: tuple[int, ...] = (), dtype: str = "float32") -> None:
+        self.capacity = capacity
+        self.end = 0
+        """Index of the next row to come: the number of rows since the last reset."""
+        self._rows: Array = np.zeros((capacity, *row_shape), dtype)
+
+    @property
+    def begin(self) -> int:
+        """Index of the oldest row that is still held."""
+        return max(0, self.end - self.capacity)
+
+    def append(self, rows: Array) -> None:
+        """Copy in `rows`, `[n, *row_shape]`; the oldest fall out. More than `capacity` rows leave the newest."""
+        skipped = max(0, len(rows) - self.capacity)
+        rows = rows[skipped:]
+        at = (self.end + skipped) % self.capacity
+        head = min(len(rows), self.capacity - at)
+        self._rows[at : at + head] = rows[:head]
+        self._rows[: len(rows) - head] = rows[head:]
+        self.end += skipped + len(rows)
+
+    def read(self, first: int, out: Array) -> None:
+        """Copy rows `[first, first + len(out))` to `out`, cast to its dtype; rows before index 0 read as zeros.
+
+        Raises IndexError if a row has not come yet or has fallen out.
+        """
+        last = first + len(out)
+        if last > self.end or max(first, 0) < self.begin:
+            raise IndexError(f"rows [{first}, {last}) asked for, [{self.begin}, {self.end}) are held")
+        if first < 0:
+            blank = min(-first, len(out))
+            out[:blank] = 0
+            out = out[blank:]
+            first = 0
+            if not len(out):
+                return
+        at = first % self.capacity
+        head = min(len(out), self.capacity - at)
+        out[:head] = self._rows[at : at + head]
+        if head < len(out):
+            out[head:] = self._rows[: len(out) - head]
+
+    def reset(self) -> None:
+        """Forget every row; the next one has index 0."""
+        self.end = 0

@@ -1,0 +1,638 @@
+"""The scheduler: which step of which model is made, on which frames, and what became of every other.
+
+A pure state machine. It has no thread and no clock: it is told of every frame with the time at which it arrived, and
+asked what to do now. Equal calls give equal answers, so live threads, a simulation and a replay share it.
+
+The calls, in the order of a session:
+
+    arrive(stream, ...)     a frame has come; `lost` for one that was dropped on its way, `end` for the last one
+    tick(now)               nothing that arrived before `now` is still on its way
+    next_step(now)          the step to make now, or None; `done` when it is made
+    wake_ns()               when to tick next if nothing arrives
+    close()                 the books, checked
+
+**Due.** Step k of a model is due at T = origin + k * hop, k = 1, 2, ...; the origin is the first sample of the model's
+first sound stream, or its first picture. T is exact: a hop of 512 samples is 512 samples for ever.
+
+**Ready.** A due step is ready when its sound has arrived up to T and its pictures are as new as they will be: the
+newest is less than one picture interval older than T, or the sync tolerance has passed. If its sound has not come
+by its deadline, the step is skipped ("stalled").
+
+**Made.** Ready steps are made oldest first, by priority among equals, a model after those whose outputs it takes or
+whose gate it waits for. The policy sheds load: "latest" skips a step when a later one became ready while the engine
+was busy ("superseded"; steps that became ready together, by one arrival, are made in turn), "deadline" skips it when
+it is older than its deadline ("late"), "every" makes all.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+from edgemm.stream import sync
+from edgemm.stream.accounting import ModelAccount, StreamAccount, by_name
+from edgemm.stream.sync import AudioNeed, VideoNeed
+
+Policy = Literal["latest", "every", "deadline"]
+
+GAP_NS = 10_000_000
+"""Sound that starts this far from where the last ended is a discontinuity: one hop of the usual front end, and well
+above the millisecond to which Matroska rounds its timestamps."""
+
+VIDEO_GAP_NS = 1_000_000_000
+"""Pictures this far apart are a discontinuity; shorter breaks are dropped frames, which a camera has every day."""
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """One stream as the scheduler sees it."""
+
+    name: str
+    kind: Literal["audio", "video"]
+    rate_hz: int = 0
+    """Sound: samples per second."""
+    interval_ns: int = 40_000_000
+    """Pictures: the usual time between two."""
+    lag_samples: int = 1 << 62
+    """Sound: how far behind the newest sample a window may end; beyond it is no longer held, the step is "overrun"."""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One model as the scheduler sees it.
+
+    `feeds` names the earlier models whose outputs it takes. A model that reads no stream makes a step after each step
+    of the last of them. `gate` judges the newest scores of `gate_model`; it stays open `hold_ns` longer.
+    """
+
+    name: str
+    hop_ns: Fraction | None
+    audio: tuple[AudioNeed, ...] = ()
+    video: tuple[VideoNeed, ...] = ()
+    feeds: tuple[str, ...] = ()
+    gate_model: str | None = None
+    gate: Callable[[Mapping[str, float]], bool] | None = None
+    hold_ns: int = 0
+    priority: int = 0
+    stateful: bool = False
+
+
+class Step(NamedTuple):
+    """A step to make now."""
+
+    model: str
+    number: int
+    """Counts the steps due, from 1."""
+    time_ns: int
+    ready_ns: int
+    audio: tuple[int, ...]
+    """For each AudioNeed: the index of its newest row, counted from the last discontinuity of the stream."""
+    video: tuple[tuple[int | None, ...], ...]
+    """For each VideoNeed: the sequence numbers of its pictures, oldest first; None is a picture of zeros."""
+    audio_ns: int | None
+    """When the newest sound that the step sees was over; the oldest if it has several streams."""
+    video_ns: int | None
+    """When the newest picture that the step sees was captured; the oldest if it has several streams."""
+    reset: str | None
+    """Why the state must be reset before the step, if it must."""
+    skipped: int
+    """How many steps of this model were skipped since the last one made."""
+
+
+class _Due(NamedTuple):
+    number: int
+    time_ns: int
+    ready_ns: int
+
+
+class _Record:
+    """One frame in the books."""
+
+    __slots__ = ("cause", "end_ns", "start_ns", "used")
+
+    def __init__(self, start_ns: int, end_ns: int) -> None:
+        self.start_ns = start_ns
+        self.end_ns = end_ns
+        self.used = False
+        self.cause: str | None = None
+
+
+class _Stream:
+    """A stream's frames, from the first that a step may still want."""
+
+    def __init__(self, plan: StreamPlan) -> None:
+        self.plan = plan
+        self.origin_ns: int | None = None
+        self.arrived_ns = 0
+        self.ended = False
+        self.segment = 0
+        """Counts discontinuities."""
+        self.segment_ns = 0
+        self.samples = 0
+        """Since the last discontinuity."""
+        self.newest_ns = -(1 << 62)
+        """How far the stream has come: the end of its sound, or the capture of its newest picture."""
+        self.first_seq = 0
+        self.records: deque[_Record] = deque()
+        self.captures_ns: list[int] = []  # of the pictures in `records`
+        self.captured = 0
+        self.used = 0
+        self.dropped: Counter[str] = Counter()
+        self.readers: list[tuple[_Model, AudioNeed | VideoNeed]] = []
+
+    @property
+    def next_seq(self) -> int:
+        return self.first_seq + len(self.records)
+
+    def use(self, record: _Record) -> None:
+        if not record.used:
+            record.used = True
+            self.used += 1
+
+    def settle(self, count: int) -> None:
+        """Close the books on the oldest `count` frames."""
+        for _ in range(count):
+            record = self.records.popleft()
+            if not record.used:
+                self.dropped[record.cause or "not_needed"] += 1
+        self.first_seq += count
+        if self.captures_ns:
+            del self.captures_ns[:count]
+
+
+class _Model:
+    """A model's place on its grid of steps."""
+
+    def __init__(self, plan: ModelPlan) -> None:
+        self.plan = plan
+        self.after: tuple[_Model, ...] = ()
+        self.feeds: tuple[_Model, ...] = ()
+        self.followers: list[_Model] = []
+        self.hop_num = plan.hop_ns.numerator if plan.hop_ns else 0
+        self.hop_den = plan.hop_ns.denominator if plan.hop_ns else 1
+        self.audio: tuple[tuple[AudioNeed, _Stream], ...] = ()
+        self.video: tuple[tuple[VideoNeed, _Stream], ...] = ()
+        self.origin_ns: int | None = None
+        self.index = 0
+        self.next_num = 0
+        """Exact time of the next step on the grid, times `hop_den`."""
+        self.next_ns: int | None = None
+        self.pending: deque[_Due] = deque()
+        self.running_ns: int | None = None
+        self.made = 0
+        self.made_ns: int | None = None
+        self.skipped: Counter[str] = Counter()
+        self.skipped_since = 0
+        self.resets: Counter[str] = Counter()
+        self.deadlines_missed = 0
+        self.segments: tuple[int, ...] | None = None
+        """Segments of the streams at the last step made."""
+        self.gated_since = False
+        self.scores: Mapping[str, float] = {}
+        self.open_ns: int | None = None
+        self.seen: dict[int, int] = {}
+        """By stream id: the first frame that no step of this model has reached yet."""
+
+    @property
+    def unsettled_ns(self) -> int | None:
+        """The time of the oldest step that is neither made nor skipped; None if no more are known."""
+        if self.running_ns is not None:
+            return self.running_ns
+        return self.pending[0].time_ns if self.pending else self.next_ns
+
+    def start(self, origin_ns: int) -> None:
+        self.origin_ns = origin_ns
+        self.next_num = origin_ns * self.hop_den
+        self.advance()
+
+    def advance(self) -> None:
+        self.next_num += self.hop_num
+        self.next_ns = self.next_num // self.hop_den
+
+
+class Scheduler:
+    """Decides, keeps the books, and touches no data. See the module's own description.
+
+    `streams` and `models` must name what they refer to; a model may depend only on models before it.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[StreamPlan],
+        models: Sequence[ModelPlan],
+        *,
+        policy: Policy = "latest",
+        deadline_ns: int = 200_000_000,
+        tolerance_ns: int = 40_000_000,
+    ) -> None:
+        self._policy = policy
+        self._deadline_ns = deadline_ns
+        self._tolerance_ns = tolerance_ns
+        self._heard_ns = -(1 << 62)
+        self._streams = {plan.name: _Stream(plan) for plan in streams}
+        self._models: dict[str, _Model] = {}
+        for plan in models:
+            model = _Model(plan)
+            model.audio = tuple((need, self._streams[need.stream]) for need in plan.audio)
+            model.video = tuple((need, self._streams[need.stream]) for need in plan.video)
+            model.feeds = tuple(self._models[name] for name in plan.feeds)
+            model.after = model.feeds
+            if plan.gate_model is not None:
+                model.after = (*model.feeds, self._models[plan.gate_model])
+            if model.feeds and not (model.audio or model.video):
+                model.feeds[-1].followers.append(model)
+            for audio_need, stream in model.audio:
+                stream.readers.append((model, audio_need))
+            for video_need, stream in model.video:
+                stream.readers.append((model, video_need))
+            self._models[plan.name] = model
+        # At equal times the higher priority first; `sorted` keeps the recipe's order among equals.
+        self._by_priority = sorted(self._models.values(), key=lambda model: -model.plan.priority)
+        self._gridded = [m for m in self._models.values() if m.plan.hop_ns is not None and (m.audio or m.video)]
+
+    # What has come.
+
+    def arrive(
+        self, stream: str, capture_ns: int, now_ns: int, *, samples: int = 0, discontinuity: bool = False
+    ) -> tuple[int, bool] | None:
+        """Take a frame that arrived at `now_ns`; times of arrival must not go back.
+
+        Returns its sequence number and whether it starts a new segment (the first frame does not), or None if it was
+        dropped because its time lies before that of the last one ("out_of_order").
+        """
+        self._settle(now_ns - 1)
+        track = self._streams[stream]
+        track.captured += 1
+        track.arrived_ns = max(now_ns, track.arrived_ns)
+        track.ended = False
+        broken = False
+        if track.plan.kind == "audio":
+            behind_ns = capture_ns - track.newest_ns
+            if track.origin_ns is None:
+                track.segment_ns = capture_ns
+            elif discontinuity or abs(behind_ns) > GAP_NS:
+                if behind_ns < -GAP_NS:
+                    track.dropped["out_of_order"] += 1
+                    return None
+                broken = True
+                track.segment_ns = max(capture_ns, track.newest_ns)
+                track.samples = 0
+            start_ns = track.segment_ns + track.samples * 10**9 // track.plan.rate_hz
+            track.samples += samples
+            track.newest_ns = track.segment_ns + track.samples * 10**9 // track.plan.rate_hz
+        else:
+            if capture_ns <= track.newest_ns:
+                track.dropped["out_of_order"] += 1
+                return None
+            broken = track.origin_ns is not None and (discontinuity or capture_ns - track.newest_ns > VIDEO_GAP_NS)
+            start_ns = track.newest_ns = capture_ns
+            track.captures_ns.append(capture_ns)
+        if broken:
+            track.segment += 1
+        track.records.append(_Record(start_ns, track.newest_ns))
+        if track.origin_ns is None:
+            track.origin_ns = start_ns
+            self._start_models()
+        return track.next_seq - 1, broken
+
+    def lost(self, stream: str, cause: str, count: int = 1) -> None:
+        """Enter frames that were captured but never arrived: dropped at a full queue, or damaged."""
+        self._streams[stream].captured += count
+        self._streams[stream].dropped[cause] += count
+
+    def end(self, stream: str, now_ns: int) -> None:
+        """The stream has ended or disappeared; a later `arrive` takes it up again."""
+        self._settle(now_ns - 1)
+        self._streams[stream].ended = True
+
+    def tick(self, now_ns: int) -> None:
+        """Nothing that arrived at or before `now_ns` is still on its way."""
+        self._settle(now_ns)
+
+    # What to do.
+
+    def wake_ns(self) -> int | None:
+        """When a `tick` next makes a step ready or gives one up, if nothing arrives before; None if never."""
+        times = [self._wake(model) for model in self._gridded if model.next_ns is not None]
+        return max(min(times), self._heard_ns) if times else None
+
+    def next_step(self, now_ns: int) -> Step | None:
+        """The step to make now, or None. Whoever takes it calls `done`."""
+        while True:
+            best: _Model | None = None
+            for model in self._by_priority:
+                self._shed(model, now_ns)
+                if not model.pending or model.running_ns is not None:
+                    continue
+                time_ns = model.pending[0].time_ns
+                if (best is None or time_ns < best.pending[0].time_ns) and self._is_free(model, time_ns):
+                    best = model
+            if best is None:
+                return None
+            step = self._prepare(best, best.pending.popleft())
+            if step is not None:
+                return step
+
+    def done(self, step: Step, now_ns: int, scores: Mapping[str, float]) -> bool:
+        """`step` is made; `scores` are its decoded scores by output, for the gates. Returns whether it was late."""
+        model = self._models[step.model]
+        model.running_ns = None
+        model.made += 1
+        model.made_ns = step.time_ns
+        model.scores = scores
+        for follower in model.followers:
+            follower.index += 1
+            follower.pending.append(_Due(follower.index, step.time_ns, now_ns))
+        late = now_ns - step.time_ns > self._deadline_ns
+        model.deadlines_missed += late
+        return late
+
+    def floor(self, stream: str) -> int:
+        """The sequence number of the first frame that may still be asked for: those before can be released.
+
+        Closes the books on the frames before it.
+        """
+        track = self._streams[stream]
+        count = len(track.records)
+        for model, need in track.readers:
+            time_ns = model.unsettled_ns
+            if time_ns is None:
+                time_ns = track.newest_ns if model.origin_ns is None else 1 << 62
+            if isinstance(need, VideoNeed):
+                count = min(count, sync.first_needed(track.captures_ns, time_ns, need))
+            else:
+                # A frame's width more than the window: the newest row may end before T.
+                width = need.span_samples + need.hop_samples
+                horizon_ns = time_ns - width * 10**9 // track.plan.rate_hz - 1
+                count = min(count, self._ended_before(track, horizon_ns, count))
+            if not count:
+                break
+        track.settle(count)
+        return track.first_seq
+
+    # The books.
+
+    def close(self, *, complete: bool = True) -> tuple[dict[str, StreamAccount], dict[str, ModelAccount]]:
+        """The accounts of streams and models, checked; `complete` drops what no step will see any more ("ended").
+
+        Raises AccountingError if they do not add up.
+        """
+        for track in self._streams.values():
+            if complete:
+                for record in track.records:
+                    record.cause = record.cause or "ended"
+                track.settle(len(track.records))
+        streams = {
+            name: StreamAccount(
+                captured=track.captured,
+                used=track.used,
+                dropped=by_name(track.dropped),
+                in_flight=sum(not record.used for record in track.records),
+                discontinuities=track.segment,
+            )
+            for name, track in self._streams.items()
+        }
+        models = {
+            name: ModelAccount(
+                due=model.index,
+                made=model.made,
+                skipped=by_name(model.skipped),
+                pending=len(model.pending) + (model.running_ns is not None),
+                resets=by_name(model.resets),
+                deadlines_missed=model.deadlines_missed,
+            )
+            for name, model in self._models.items()
+        }
+        for name, stream in streams.items():
+            stream.check(name)
+        for name, account in models.items():
+            account.check(name)
+        return streams, models
+
+    # Inside.
+
+    def _start_models(self) -> None:
+        for model in self._gridded:
+            track = (model.audio or model.video)[0][1]
+            if model.origin_ns is None and track.origin_ns is not None:
+                model.start(track.origin_ns)
+
+    def _settle(self, time_ns: int) -> None:
+        """Everything that becomes ready, or is given up, at or before `time_ns`."""
+        if time_ns < self._heard_ns:
+            return
+        self._heard_ns = time_ns
+        for model in self._gridded:
+            while model.next_ns is not None and model.next_ns <= time_ns:
+                verdict = self._judge(model, model.next_ns, time_ns)
+                if verdict is None:
+                    break
+                model.index += 1
+                due = _Due(model.index, model.next_ns, verdict[0])
+                cause = verdict[1]
+                if cause is None:
+                    model.pending.append(due)
+                else:
+                    self._skip(model, due, cause)
+                model.advance()
+
+    def _judge(self, model: _Model, due_ns: int, time_ns: int) -> tuple[int, str | None] | None:
+        """When the step due at `due_ns` became ready, and why it is skipped if it is; None if it must wait."""
+        ready_ns = due_ns
+        for need, track in model.audio:
+            if track.newest_ns < due_ns:
+                if track.ended:
+                    return time_ns, "ended"
+                if time_ns >= due_ns + self._deadline_ns:
+                    return due_ns + self._deadline_ns, "stalled"
+                return None
+            ready_ns = max(ready_ns, track.arrived_ns)
+            row = need.last_row(self._samples_at(model, track))
+            if row < 0 or (row + 1 < need.count and not need.zeros):
+                return ready_ns, "gap" if track.segment else "filling"
+        for _, track in model.video:
+            if track.newest_ns > due_ns - track.plan.interval_ns:
+                ready_ns = max(ready_ns, min(track.arrived_ns, due_ns + self._tolerance_ns))
+            elif track.ended:
+                pass
+            elif time_ns >= due_ns + self._tolerance_ns:
+                ready_ns = max(ready_ns, due_ns + self._tolerance_ns)
+            else:
+                return None
+        return ready_ns, None
+
+    def _wake(self, model: _Model) -> int:
+        """When `_judge` will next have a verdict on this model's next step if nothing arrives."""
+        due_ns = model.next_ns or 0
+        for _, track in model.audio:
+            if track.newest_ns < due_ns and not track.ended:
+                return due_ns + self._deadline_ns
+        for _, track in model.video:
+            if track.newest_ns <= due_ns - track.plan.interval_ns and not track.ended:
+                return due_ns + self._tolerance_ns
+        return due_ns
+
+    @staticmethod
+    def _samples_at(model: _Model, track: _Stream) -> int:
+        """Samples of the track's segment that are over at the time of the model's next step."""
+        return sync.samples_until(model.next_num, model.hop_den, track.segment_ns, track.plan.rate_hz)
+
+    def _shed(self, model: _Model, now_ns: int) -> None:
+        pending = model.pending
+        if self._policy == "latest":
+            while len(pending) > 1 and pending[0].ready_ns < pending[-1].ready_ns:
+                self._skip(model, pending.popleft(), "superseded")
+        elif self._policy == "deadline":
+            while pending and now_ns > pending[0].time_ns + self._deadline_ns:
+                self._skip(model, pending.popleft(), "late")
+
+    @staticmethod
+    def _is_free(model: _Model, time_ns: int) -> bool:
+        """True if the models that this one depends on have made or skipped their steps up to `time_ns`."""
+        for other in model.after:
+            unsettled_ns = other.unsettled_ns
+            if unsettled_ns is not None and unsettled_ns <= time_ns:
+                return False
+        return True
+
+    def _prepare(self, model: _Model, due: _Due) -> Step | None:
+        """Choose the frames of a step; None if it is skipped."""
+        time_ns = due.time_ns
+        if any(feed.made_ns is None for feed in model.feeds):
+            self._skip(model, due, "no_input")
+            return None
+        if not self._gate_open(model, time_ns):
+            model.gated_since = True
+            self._skip(model, due, "gated")
+            return None
+        audio: list[int] = []
+        audio_ns: int | None = None
+        for need, track in model.audio:
+            time_num = (
+                model.origin_ns * model.hop_den + due.number * model.hop_num if model.origin_ns is not None else 0
+            )
+            rate_hz = track.plan.rate_hz
+            row = need.last_row(sync.samples_until(time_num, model.hop_den, track.segment_ns, rate_hz))
+            if row < 0 or (row + 1 < need.count and not need.zeros):
+                self._skip(model, due, "gap")  # the sound broke off while the step waited
+                return None
+            end = need.end_sample(row)
+            if track.samples - end > track.plan.lag_samples:
+                self._skip(model, due, "overrun")
+                return None
+            audio.append(row)
+            end_ns = track.segment_ns + end * 10**9 // rate_hz
+            audio_ns = end_ns if audio_ns is None else min(audio_ns, end_ns)
+        video: list[tuple[int | None, ...]] = []
+        video_ns: int | None = None
+        for video_need, track in model.video:
+            stale_ns = self._tolerance_ns + track.plan.interval_ns
+            chosen = sync.select_pictures(track.captures_ns, time_ns, video_need, stale_ns)
+            if chosen is None:
+                self._skip(model, due, "no_picture")
+                return None
+            first = track.first_seq
+            video.append(tuple([None if i is None else first + i for i in chosen]))
+            newest = chosen[-1]
+            if newest is not None:
+                capture_ns = track.captures_ns[newest]
+                video_ns = capture_ns if video_ns is None else min(video_ns, capture_ns)
+        self._mark_used(model, time_ns, audio, video)
+        reset = self._reset_cause(model) if model.plan.stateful else None
+        skipped = model.skipped_since
+        model.skipped_since = 0
+        model.gated_since = False
+        model.running_ns = time_ns
+        return Step(
+            model.plan.name,
+            due.number,
+            time_ns,
+            due.ready_ns,
+            tuple(audio),
+            tuple(video),
+            audio_ns,
+            video_ns,
+            reset,
+            skipped,
+        )
+
+    def _gate_open(self, model: _Model, time_ns: int) -> bool:
+        if model.plan.gate is None or model.plan.gate_model is None:
+            return True
+        source = self._models[model.plan.gate_model]
+        if source.made_ns is not None and model.plan.gate(source.scores):
+            model.open_ns = source.made_ns
+            return True
+        return model.open_ns is not None and time_ns - model.open_ns <= model.plan.hold_ns
+
+    def _reset_cause(self, model: _Model) -> str | None:
+        segments = tuple([track.segment for _, track in (*model.audio, *model.video)])
+        before = model.segments
+        model.segments = segments
+        cause = None
+        if before is not None and before != segments:
+            cause = "discontinuity"
+        elif before is not None and model.gated_since:
+            cause = "gate"
+        if cause is not None:
+            model.resets[cause] += 1
+        return cause
+
+    def _mark_used(
+        self, model: _Model, time_ns: int, audio: Sequence[int], video: Sequence[tuple[int | None, ...]]
+    ) -> None:
+        for (need, track), row in zip(model.audio, audio, strict=True):
+            rate_hz = track.plan.rate_hz
+            end = need.end_sample(row)
+            end_ns = track.segment_ns + end * 10**9 // rate_hz
+            start_ns = track.segment_ns + max(0, end - need.span_samples) * 10**9 // rate_hz
+            at = max(model.seen.get(id(track), 0), track.first_seq)
+            records = track.records
+            # Frames before `at` were seen by an earlier window of this model, or lie before this one.
+            for seq in range(at, track.next_seq):
+                record = records[seq - track.first_seq]
+                if record.start_ns >= end_ns:
+                    break
+                if record.end_ns > start_ns:
+                    track.use(record)
+                at = seq + 1 if record.end_ns <= end_ns else seq
+            model.seen[id(track)] = at
+        for (_, track), chosen in zip(model.video, video, strict=True):
+            for number in chosen:
+                if number is not None:
+                    track.use(track.records[number - track.first_seq])
+            model.seen[id(track)] = self._first_after(track, time_ns)
+
+    @staticmethod
+    def _first_after(track: _Stream, time_ns: int) -> int:
+        """Sequence number of the first picture captured after `time_ns`."""
+        return track.first_seq + bisect_left(track.captures_ns, time_ns + 1)
+
+    def _skip(self, model: _Model, due: _Due, cause: str) -> None:
+        """Enter a skipped step; the frames that were new to it remember why no step saw them."""
+        model.skipped[cause] += 1
+        model.skipped_since += 1
+        if cause in ("filling", "no_input"):
+            return  # those frames are still in the windows to come
+        for _, track in (*model.audio, *model.video):
+            at = max(model.seen.get(id(track), 0), track.first_seq)
+            for seq in range(at, track.next_seq):
+                record = track.records[seq - track.first_seq]
+                if record.end_ns > due.time_ns:
+                    break
+                record.cause = record.cause or cause
+                # `seen` moves on only where a step is made: a later, longer window may still use these.
+
+    @staticmethod
+    def _ended_before(track: _Stream, horizon_ns: int, limit: int) -> int:
+        """How many of the oldest frames, at most `limit`, ended at or before `horizon_ns`."""
+        count = 0
+        for record in track.records:
+            if count == limit or record.end_ns > horizon_ns:
+                break
+            count += 1
+        return count
