@@ -62,8 +62,9 @@ class _Tables:
         shape = maths.window(options)
         self.window = shape.astype(np.float32)
         filters = maths.mel_filterbank(options)
-        used = np.flatnonzero(filters.any(axis=0))
-        # The band of bins that some filter weighs; any one bin if there is none.
+        # The bins that some filter weighs, or any one if there is none. Those at 0 and at Nyquist are not looked at:
+        # no filter reaches beyond them, so there all are 0 but for rounding.
+        used = np.flatnonzero(filters[:, 1 : (options.fft_size + 1) // 2].any(axis=0)) + 1
         self.first_bin, self.end_bin = (int(used[0]), int(used[-1]) + 1) if len(used) else (1, 2)
         self.filters = _aligned(self.end_bin - self.first_bin, options.n_mels)
         self.filters[:] = filters.T[self.first_bin : self.end_bin]
@@ -95,14 +96,12 @@ class _Rows:
     __slots__ = (
         "bands",
         "bands_each",
-        "ends",
         "first",
         "frames",
         "imaginary",
         "means",
         "means_each",
         "packed",
-        "pair_power",
         "power",
         "power_each",
         "real",
@@ -128,17 +127,9 @@ class _Rows:
         self.squares = memory["squares"][one]
         self.power = memory["power"][one]  # [count, bins in use]
         self.bands = memory["bands"][one]
-        # OpenCV packs a real spectrum as re0, re1, im1, re2, im2, ... and, if the size is even, re(size / 2) last.
-        pairs_from, pairs_to = max(first, 1), min(end, (options.fft_size + 1) // 2)
-        self.real = self.squares[..., 2 * pairs_from - 1 : 2 * pairs_to - 1 : 2]
-        self.imaginary = self.squares[..., 2 * pairs_from : 2 * pairs_to : 2]
-        self.pair_power = self.power[..., pairs_from - first : pairs_to - first]
-        # The bins without an imaginary part, if they are in use: 0 and Nyquist.
-        self.ends = []
-        if first < pairs_from:
-            self.ends.append((self.power[..., :1], self.squares[..., :1]))
-        if end > pairs_to:
-            self.ends.append((self.power[..., -1:], self.squares[..., -1:]))
+        # OpenCV packs a real spectrum as re0, re1, im1, re2, im2, ...
+        self.real = self.squares[..., 2 * first - 1 : 2 * end - 1 : 2]
+        self.imaginary = self.squares[..., 2 * first : 2 * end : 2]
 
 
 class _Stream:
@@ -305,9 +296,7 @@ class _Stream:
             np.multiply(rows.first, tables.window[0], out=rows.first)
         self._dft(rows.frames, rows.spectrum, self._dft_rows)
         np.multiply(rows.packed, rows.packed, out=rows.squares)
-        np.add(rows.real, rows.imaginary, out=rows.pair_power)
-        for power, squares in rows.ends:
-            power[:] = squares
+        np.add(rows.real, rows.imaginary, out=rows.power)
         if options.power == 1:
             np.sqrt(rows.power, out=rows.power)
         np.matmul(rows.power_each, tables.filters, out=rows.bands_each)
