@@ -38,7 +38,13 @@ class FoldConstants:
             return PassResult(model, False, ("not folded: the model uses edgemm's own operators",))
         if _has_half(model):
             return PassResult(model, False, ("not folded: the model is in float16; fold before converting",))
-        folded = ort.fold(model)
+        try:
+            folded = ort.fold(model)
+        except ModelError as error:
+            # It may run a model that it cannot optimise: a branch that is never taken need not fit the shapes.
+            if ort.refusal(model) is not None:
+                raise
+            return PassResult(model, False, (f"not folded: {error}",))
         proto = folded.proto
         used = {node.domain for node, _ in walk.all_nodes(proto)}
         for index in reversed(range(len(proto.opset_import))):

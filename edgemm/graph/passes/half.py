@@ -49,6 +49,9 @@ FLOAT_OPS = {
 }
 """Operators that stay in float32, and for the sake of what."""
 
+_EPSILON_OPS = ("Add", "Clip", "Div", "Max", "Min", "Mul", "Sub", "Sum")
+"""Where a tiny constant guards a division or a logarithm; among the weights of a Conv it may become 0."""
+
 _SMALL = 64
 _HALF_NAME = "tensor(float16)"
 
@@ -170,7 +173,7 @@ class _Work:
         if readers and all(_casts_to_integer(reader) for reader in readers):
             # A number that is about to become an index or a length.
             return False
-        for name in node.input:
+        for name in node.input if node.op_type in _EPSILON_OPS else ():
             tensor = links.constant(name)
             if tensor is not None and tensor.data_type == TensorProto.FLOAT and _is_tiny(self.model, tensor):
                 self.epsilons.append(walk.label(node))

@@ -20,7 +20,8 @@ class InferShapes:
 
     Values are computed where shapes depend on them (`data_prop`), so that a Reshape by a computed shape is
     followed. Shapes that contradict each other are a ModelError that names the node. If only the shapes that the file
-    gives for inner values contradict the graph (exporters leave stale ones), those are dropped with a note.
+    gives for inner values contradict the graph (exporters leave stale ones), those are dropped with a note. A branch
+    of an If may contradict the shapes as long as it is not taken (models for two sample rates do): a note, too.
     """
 
     name = "infer-shapes"
@@ -30,15 +31,14 @@ class InferShapes:
 
     def __call__(self, model: Model) -> PassResult:
         """Return the model with its value_info filled in; the graph itself is the same."""
-        notes = []
         skeleton = model.skeleton()
         try:
-            found = _infer(skeleton)
+            found, notes = _infer(skeleton)
         except shape_inference.InferenceError as error:
             for graph in walk.graphs(skeleton.graph):
                 del graph.value_info[:]
             try:
-                found = _infer(skeleton)
+                found, notes = _infer(skeleton)
             except shape_inference.InferenceError:
                 raise ModelError(
                     f"The model's shapes contradict each other: {_reason(error)}. Correct the shape that is wrong "
@@ -78,14 +78,19 @@ def values_without_shape(proto: ModelProto) -> list[str]:
     return [name for node in proto.graph.node for name in node.output if name and name not in known]
 
 
-def _infer(skeleton: ModelProto) -> ModelProto:
+def _infer(skeleton: ModelProto) -> tuple[ModelProto, list[str]]:
+    """Return the model with its shapes, and notes about what was let pass; raise InferenceError otherwise."""
     try:
-        return shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True)
+        return shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True), []
     except shape_inference.InferenceError as error:
-        blamed = re.findall(r"^(?:\[\w+\] Inference error\(s\): )?\(op_type:(\w+)", str(error), re.MULTILINE)
-        if not blamed or not set(blamed) <= set(_FAULTY):
+        # The first node blamed: what follows are mostly nodes that miss its outputs.
+        blamed = re.search(r"\(op_type:(\w+)", str(error))
+        if blamed is None or blamed.group(1) not in (*_FAULTY, "If"):
             raise
-        return shape_inference.infer_shapes(skeleton, data_prop=True)
+        notes = []
+        if blamed.group(1) == "If":
+            notes.append(f"a branch of an If cannot run with these shapes, so it must not be taken: {_reason(error)}")
+        return shape_inference.infer_shapes(skeleton, data_prop=True), notes
     except (RuntimeError, ValueError) as error:
         # onnx raises plain RuntimeError for what its own code does not expect.
         raise shape_inference.InferenceError(str(error)) from error
