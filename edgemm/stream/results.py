@@ -111,6 +111,8 @@ class Summary:
     engines: Mapping[str, str]
     """By model: engine and device, e.g. "onnxruntime on CPU, 1 thread"."""
     interrupted: bool = False
+    results: tuple[Result, ...] = ()
+    """All results, if there was no sink to take them."""
 
     def check(self) -> None:
         """Raise AccountingError if frames or steps do not add up."""
@@ -120,8 +122,16 @@ class Summary:
             model.check(name)
 
     def to_json(self) -> bytes:
-        """The summary as JSON, indented."""
-        return msgspec.json.format(_ENCODER.encode(self), indent=1)
+        """The summary without its results, as JSON, indented; times in ms."""
+        summary: dict[str, Any] = {
+            "clock": self.clock,
+            "duration_ms": _ms(self.duration_ns),
+            "interrupted": self.interrupted,
+            "streams": self.streams,
+            "models": self.models,
+            "engines": self.engines,
+        }
+        return msgspec.json.format(_ENCODER.encode(summary), indent=1)
 
 
 def _ms(ns: int) -> float:

@@ -81,7 +81,7 @@ class MediaSource:
         tracks: list[Iterator[Event]] = []
         if self._audio is not None:
             decoded = _decode(self._url, packets, self._audio_stream, self._audio.name, start_ns)
-            tracks.append(_sound(decoded, self._audio, start_ns))
+            tracks.append(_sound(decoded, self._audio, self._audio_stream.time_base, start_ns))
         if self._video is not None:
             decoded = _decode(self._url, packets, self._video_stream, self._video.name, start_ns)
             tracks.append(_pictures(decoded, self._video, self._video_stream, start_ns))
@@ -187,7 +187,7 @@ def _decode(url: str, packets: _Packets, stream: Any, name: str, start_ns: int) 
         yield Lost(name, "corrupt", last_ns)
 
 
-def _sound(frames: Iterator[Any], want: AudioWant, start_ns: int) -> Iterator[Event]:
+def _sound(frames: Iterator[Any], want: AudioWant, time_base: Fraction, start_ns: int) -> Iterator[Event]:
     """Blocks of 10 ms. A break in the timestamps ends a block early, and is marked on the next one."""
     from av.audio.resampler import AudioResampler
 
@@ -200,7 +200,8 @@ def _sound(frames: Iterator[Any], want: AudioWant, start_ns: int) -> Iterator[Ev
         if isinstance(frame, Lost):
             yield frame
             continue
-        begin_ns = None if frame.pts is None else ns(frame.pts, frame.time_base) - start_ns
+        # What a decoder gives when it is flushed has lost its time base; it is the stream's.
+        begin_ns = None if frame.pts is None else ns(frame.pts, frame.time_base or time_base) - start_ns
         length_ns = frame.samples * 10**9 // frame.sample_rate
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)
         if begin_ns is None:
@@ -293,7 +294,9 @@ def _pictures(frames: Iterator[Any], want: VideoWant, stream: Any, start_ns: int
         if frame.pts is None:
             capture_ns, pts, time_base = last_ns + step_ns, 0, Fraction(1, 10**9)
         else:
-            capture_ns, pts, time_base = ns(frame.pts, frame.time_base) - start_ns, frame.pts, frame.time_base
+            # The frames that a decoder gives up at the end carry no time base of their own.
+            pts, time_base = frame.pts, frame.time_base or stream.time_base
+            capture_ns = ns(pts, time_base) - start_ns
         last_ns = capture_ns
         yield VideoFrame(want.name, pts, time_base, capture_ns, frame.to_ndarray(format=pixel_format), want.color)
     yield End(want.name, last_ns)

@@ -18,7 +18,7 @@ import heapq
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -51,10 +51,13 @@ from edgemm.stream.sources.synthetic import SyntheticSource
 from edgemm.stream.spans import Recorder
 from edgemm.stream.sync import AudioNeed, VideoNeed
 from edgemm.stream.windows import AudioWindow, HeldInput, PictureTrack, SoundTrack, VideoWindow
-from edgemm.types import Array, TensorSpec
+from edgemm.types import Array, Tensors, TensorSpec
 
 ClockName = Literal["wall", "virtual"]
 Media = str | Path | Source
+
+OnFeeds = Callable[[str, Tensors], None]
+"""Given a model and the tensors that it is fed, which are reused: copy what is kept."""
 
 LAG_SECONDS = 3
 """Sound that is held behind the newest, for steps that are late: what the capture queue may hold, and a second."""
@@ -81,13 +84,17 @@ def run(
     threads: int = 1,
     fps: float = 25.0,
     recorder: Recorder | None = None,
+    on_feeds: OnFeeds | None = None,
 ) -> Summary:
     """Run a bundle over `input` until it ends, or for `duration_s`, and write every result to every sink.
+
+    Without sinks the results are kept in memory, in the summary's `results`.
 
     `input` is a media file or URL, a folder of images (at `fps`), "synthetic", a Source, or a mapping from the
     recipe's streams to those. Under the "virtual" clock the run is as fast as the machine can and its results are the
     same, byte for byte, every time; latencies are then not measured. Under the "wall" clock files are paced as if
-    they were live, and frames that inference is too slow for are dropped, with a cause.
+    they were live, and frames that inference is too slow for are dropped, with a cause. `recorder` receives the time
+    that every stage takes; `on_feeds` is called with a model and its input tensors before each of its steps.
 
     Ctrl-C ends the run: sources, sinks and engines are closed in this order, and the summary of what was done is
     returned with `interrupted` set. Raises the errors of bundle, recipe, engine, sources and sinks.
@@ -103,24 +110,28 @@ def run(
             stack.enter_context(source)
         infos = [info for source in sources for info in source.streams]
         timeline = WallClock() if clock == "wall" else VirtualClock()
-        session = Session(recipe, engines, streams=infos, clock=timeline, recorder=recorder)
+        session = Session(recipe, engines, streams=infos, clock=timeline, recorder=recorder, on_feeds=on_feeds)
         loop = _live(session, sources, duration_s) if clock == "wall" else _replay(session, sources, duration_s)
         interrupted = False
+        kept: list[Result] = []
         try:
             for result in loop:
-                _write(result, sinks, recorder)
+                if sinks:
+                    _write(result, sinks, recorder)
+                else:
+                    kept.append(result)
         except KeyboardInterrupt:
             interrupted = True
         finally:
             loop.close()
-        return session.summary(interrupted=interrupted)
+        return replace(session.summary(interrupted=interrupted), results=tuple(kept))
 
 
 def _write(result: Result, sinks: Sequence[Sink], recorder: Recorder | None) -> None:
     begin_ns = time.perf_counter_ns()
     for sink in sinks:
         sink.write(result)
-    if recorder is not None and sinks:
+    if recorder is not None:
         recorder.span("sink", result.model, result.step, begin_ns, time.perf_counter_ns())
 
 
@@ -290,8 +301,10 @@ class Session:
         streams: Sequence[StreamInfo] = (),
         clock: Clock | None = None,
         recorder: Recorder | None = None,
+        on_feeds: OnFeeds | None = None,
     ) -> None:
         self.recipe = recipe
+        self._on_feeds = on_feeds
         self.clock: Clock = clock or VirtualClock()
         self.recorder = recorder
         self._is_virtual = isinstance(self.clock, VirtualClock)
@@ -436,6 +449,8 @@ class Session:
             audio.fill(row)
         for (video, _), numbers in zip(runner.video, step.video, strict=True):
             video.fill(numbers)
+        if self._on_feeds is not None:
+            self._on_feeds(step.model, runner.tensors)
         t2 = time.perf_counter_ns()
         raw = runner.engine.run(runner.tensors)
         t3 = time.perf_counter_ns()
