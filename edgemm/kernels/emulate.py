@@ -42,7 +42,8 @@ _SANITIZERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _RUNTIME_DEFINES: Mapping[str | None, tuple[str, ...]] = MappingProxyType(
     {"address": ("-DCUDA_EMULATOR_ASAN",), "thread": ("-DCUDA_EMULATOR_TSAN",)}
 )
-# GCC's ThreadSanitizer misses stores of the form p[i] = f(x), so that build wants clang, the newest first.
+# GCC's ThreadSanitizer misses stores of the form p[i] = f(x), and its UBSan misaligned loads at a constant offset: sanitizers
+# want clang, the newest first.
 _CLANGS = ("clang++-22", "clang++-19", "clang++-18", "clang++-17", "clang++-16", "clang++-15", "clang++-14", "clang++")
 _RUN_TIMEOUT_S = 600
 _MESSAGE_BYTES = 2048
@@ -107,19 +108,19 @@ class _Statistics(ctypes.Structure):
 
 
 def compiler(sanitizer: Sanitizer | None = None) -> str:
-    """The C++ compiler that a build would use: `CXX` if set, else clang for "thread", else g++ or clang.
+    """The C++ compiler that a build would use: `CXX` if set, else clang for a sanitizer and g++ without, else the other.
 
     Raises KernelError if there is none.
     """
     named = os.environ.get("CXX")
-    candidates = [named] if named else [*_CLANGS, "g++"] if sanitizer == "thread" else ["g++", *_CLANGS, "c++"]
+    candidates = [named] if named else [*_CLANGS, "g++"] if sanitizer else ["g++", *_CLANGS, "c++"]
     for candidate in candidates:
         found = shutil.which(candidate)
         if found:
             return found
     raise KernelError(
         f"Found no C++ compiler ({', '.join(candidates)}). The emulator compiles kernels on this machine: install g++, "
-        "and clang for the thread sanitizer (apt install g++ clang), or set CXX."
+        "and clang for the sanitizers (apt install g++ clang), or set CXX."
     )
 
 

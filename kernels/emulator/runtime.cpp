@@ -187,7 +187,7 @@ struct Machine {
   char message[2048] = "";
 };
 
-Machine machine;
+Machine& machine = *new Machine;  // never destroyed: after a failure fibers that still stand would race with the destructor
 std::mutex launch_mutex;
 Kernel* kernels = nullptr;
 
@@ -568,6 +568,7 @@ void fail(const char* format, ...) {
   std::snprintf(machine.message, sizeof machine.message, "%s; block (%u,%u,%u), thread (%u,%u,%u)", what, t.block_index.x,
                 t.block_index.y, t.block_index.z, t.thread_index.x, t.thread_index.y, t.thread_index.z);
   machine.failed = true;
+  order_release(&machine.end_order);
   switch_to(nullptr);  // the other fibers are dropped where they stand
   std::abort();
 }
