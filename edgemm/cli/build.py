@@ -48,7 +48,9 @@ def engine(
     ] = None,
     export_ranges: Annotated[Path | None, typer.Option(help="Write the calibration ranges here, as JSON.")] = None,
     target: Annotated[str, typer.Option(help="The device to build for.", metavar="NAME")] = "cpu",
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write a report of the build.", metavar="FILE")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write a report of the build.", metavar="FILE")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Check, calibrate, quantize and bundle a model.

@@ -6,16 +6,21 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+import typer
+
 Progress = Callable[[str], None]
 """Called with a sentence each time the work enters a new stage."""
 
 
 @contextlib.contextmanager
-def progress(quiet: bool = False) -> Iterator[Progress]:
-    """Give a function that shows what the work is doing, on standard error."""
+def progress(quiet: bool = False, moving: bool = True) -> Iterator[Progress]:
+    """Give a function that shows what the work is doing, on standard error.
+
+    `moving=False` prints plain lines on a terminal, too: for work that draws something of its own.
+    """
     if quiet:
         yield lambda message: None
-    elif sys.stderr.isatty():
+    elif moving and sys.stderr.isatty():
         from rich.console import Console
 
         console = Console(stderr=True)
@@ -27,4 +32,4 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
 
             yield show
     else:
-        yield lambda message: print(message, file=sys.stderr, flush=True)
+        yield lambda message: typer.echo(message, err=True)

@@ -25,7 +25,9 @@ class Percentiles:
         """Summarise `times_ns`, at least one; between two samples the percentile is interpolated linearly."""
         values = np.asarray(times_ns, np.int64)
         p50, p90, p99, p999 = np.percentile(values, (50, 90, 99, 99.9))
-        return cls(len(values), float(values.mean()), float(p50), float(p90), float(p99), float(p999), int(values.max()))
+        return cls(
+            len(values), float(values.mean()), float(p50), float(p90), float(p99), float(p999), int(values.max())
+        )
 
 
 def trusted(percentile: float, count: int) -> bool:

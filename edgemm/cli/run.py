@@ -1,0 +1,101 @@
+"""`edgemm run`: a bundle over a recording or a live stream."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class ClockChoice(str, Enum):
+    """How time passes."""
+
+    wall = "wall"
+    virtual = "virtual"
+
+
+class EngineChoice(str, Enum):
+    """Which engine runs the models."""
+
+    auto = "auto"
+    onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+class PrecisionChoice(str, Enum):
+    """Which of the bundle's precisions runs."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that `edgemm build engine` made.", metavar="BUNDLE")],
+    input_: Annotated[
+        str | None,
+        typer.Option(
+            "--input", "-i", help="A media file or URL, a folder of images, or synthetic.", metavar="FILE|URL"
+        ),
+    ] = None,
+    mic: Annotated[bool, typer.Option("--mic", help="Listen to a microphone.")] = False,
+    camera: Annotated[bool, typer.Option("--camera", help="Watch a camera.")] = False,
+    clock: Annotated[
+        ClockChoice, typer.Option(help="wall: as if live. virtual: as fast as possible, the same every time.")
+    ] = ClockChoice.wall,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Write results as JSON Lines; - is standard output.")
+    ] = None,
+    duration: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.", metavar="S")] = None,
+    engine: Annotated[EngineChoice, typer.Option(help="The engine.")] = EngineChoice.auto,
+    precision: Annotated[PrecisionChoice, typer.Option(help="auto is what the build chose.")] = PrecisionChoice.auto,
+    threads: Annotated[int, typer.Option(min=1, help="Threads inside an operator.")] = 1,
+    fps: Annotated[float, typer.Option(min=0.001, help="Rate of a folder of images.")] = 25.0,
+    summary: Annotated[Path | None, typer.Option(help="Write the closing summary as JSON.", metavar="FILE")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Run a bundle and give results with the age of what they rest on.
+
+    Without --output the results are shown on the terminal. Ctrl-C ends the run in order; the summary is printed.
+
+    Examples:
+
+      edgemm run out.edgemm --input clip.mp4
+
+      edgemm run out.edgemm --input clip.mp4 --clock virtual --output results.jsonl
+    """
+    import edgemm
+    from edgemm.cli.tables import summary_table
+    from edgemm.errors import UsageError
+    from edgemm.stream.sinks.console import ConsoleSink
+    from edgemm.stream.sinks.jsonl import JsonLinesSink
+    from edgemm.stream.sinks.protocol import Sink
+
+    if mic or camera:
+        raise UsageError("--mic and --camera come with the live-capture work. Give a recording: --input FILE")
+    if input_ is None:
+        raise UsageError("Nothing to run on. Give a recording: --input FILE, or --input synthetic")
+    sinks: list[Sink] = []
+    if output is not None:
+        sinks.append(JsonLinesSink(output))
+    elif not quiet:
+        sinks.append(ConsoleSink())
+    done = edgemm.run(
+        bundle,
+        input=input_,
+        clock=clock.value,
+        sinks=sinks,
+        duration_s=duration,
+        engine=engine.value,
+        precision=precision.value,
+        threads=threads,
+        fps=fps,
+    )
+    if summary is not None:
+        summary.write_bytes(done.to_json())
+    if not quiet:
+        typer.echo(summary_table(done), err=output == "-")
