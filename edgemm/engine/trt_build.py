@@ -9,15 +9,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from edgemm.engine.gpu import Gpu
 from edgemm.engine.targets import Target
 from edgemm.engine.trt_errors import Problem, builder_problems, parser_problems
 from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_plan import BuildOptions, Gpu, Plan, PlanKey, PlanLayer, PlanTensor, Profile, ShapeRange
+from edgemm.engine.trt_log import Log, make_logger
+from edgemm.engine.trt_plan import BuildOptions, Plan, PlanKey, PlanLayer, PlanTensor, Profile, ShapeRange
+from edgemm.engine.trt_plugins import Plugins
 from edgemm.engine.trt_timing import TimingCacheFile
 from edgemm.errors import EngineError
 
@@ -45,17 +47,6 @@ class Progress:
     parent: str
     step: int
     steps: int
-
-
-class Plugins(Protocol):
-    """The plugins that a graph needs; `edgemm.engine.trt_ops` makes one."""
-
-    @property
-    def digest(self) -> str:
-        """Hash of the plugins' code."""
-
-    def register(self, flavour: Flavour) -> None:
-        """Make them known to this TensorRT, before a graph with their nodes is parsed."""
 
 
 def plan_key(
@@ -131,6 +122,7 @@ def build_plan(
         if not config.set_compute_capability(_capability(flavour, target), 0):
             raise EngineError(f"{flavour.title} refused the target {target.name}. Choose another one.")
     layers = _place(flavour, builder, config, network, options)
+    _refuse_shape_inputs(network)
     profiles = options.profiles
     _add_profiles(builder, config, network, profiles)
     timing = None
@@ -154,33 +146,6 @@ def build_plan(
         seconds=seconds,
         warnings=tuple(notes + list(dict.fromkeys(log.warnings))),
     )
-
-
-class Log:
-    """What TensorRT said while it worked: `sink` is the logger to hand to it."""
-
-    def __init__(self) -> None:
-        self.sink: Any = None
-        self.errors: list[str] = []
-        self.warnings: list[str] = []
-
-
-def make_logger(trt: Any) -> Log:
-    """Return a Log whose sink is a logger of this TensorRT module."""
-    log = Log()
-
-    class Sink(trt.ILogger):  # type: ignore[misc]  # the base class is known only at run time
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                log.errors.append(message)
-            elif severity == trt.ILogger.Severity.WARNING:
-                log.warnings.append(message)
-
-    log.sink = Sink()
-    return log
 
 
 def _capability(flavour: Flavour, target: Target) -> Any:
@@ -306,6 +271,16 @@ def _place(flavour: Flavour, builder: Any, config: Any, network: Any, options: B
     return placed
 
 
+def _refuse_shape_inputs(network: Any) -> None:
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if tensor.is_shape_tensor:
+            raise EngineError(
+                f'The values of the input "{tensor.name}" decide shapes inside the model, so TensorRT wants '
+                "them on the CPU before each step. Make it a constant of the model, or an input with the shape itself."
+            )
+
+
 def _add_profiles(builder: Any, config: Any, network: Any, profiles: Sequence[Profile]) -> None:
     dynamic = {
         tensor.name: tuple(tensor.shape)
@@ -350,17 +325,29 @@ def _run(
     config.progress_monitor = _monitor(flavour.module, progress, cancelled, failures)
     built: list[Any] = []
 
+    done = threading.Event()
+
     def work() -> None:
         try:
             built.append(builder.build_serialized_network(network, config))
         except Exception as error:  # noqa: BLE001  # handed to the waiting thread, which raises it
             failures.append(error)
+        finally:
+            done.set()
 
     worker = threading.Thread(target=work, name="edgemm-trt-build")
     worker.start()
-    with _cancelling(worker, cancelled):
-        while worker.is_alive():
-            worker.join(_POLL_S)
+    # An event, not join: a join that Ctrl-C interrupts takes the thread for ended (python/cpython issue 90882).
+    try:
+        while not done.wait(_POLL_S):
+            pass
+    except BaseException:
+        # TensorRT's objects must outlive its thread.
+        cancelled.set()
+        done.wait()
+        raise
+    finally:
+        worker.join()
     if failures:
         raise failures[0]
     plan = built[0]
@@ -368,17 +355,6 @@ def _run(
         ops = {layer.name: layer.type.name for layer in (network.get_layer(i) for i in range(network.num_layers))}
         raise _refused(flavour, builder_problems(log.errors, ops), log)
     return bytes(plan)
-
-
-@contextmanager
-def _cancelling(worker: threading.Thread, cancelled: threading.Event) -> Iterator[None]:
-    """Stop the build and wait for it before an exception goes on: TensorRT's objects must outlive their thread."""
-    try:
-        yield
-    except BaseException:
-        cancelled.set()
-        worker.join()
-        raise
 
 
 def _monitor(

@@ -212,7 +212,9 @@ class PlanCache:
             differs = [
                 item.name for item in fields(PlanKey) if getattr(entry.key, item.name) != getattr(key, item.name)
             ]
-            if differs and (nearest is None or len(differs) < len(nearest)):
+            if not differs:
+                return None
+            if nearest is None or len(differs) < len(nearest):
                 nearest = differs
                 other = entry.key
         if nearest is None:

@@ -26,17 +26,6 @@ Profile = Mapping[str, ShapeRange]
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """The GPU at hand, as far as plans depend on it."""
-
-    name: str
-    compute_capability: str
-    """"8.7"."""
-    integrated: bool = False
-    """True where GPU and CPU share their memory (Jetson)."""
-
-
-@dataclass(frozen=True)
 class BuildOptions:
     """How TensorRT compiles a graph. Precision is not here: it is in the graph, as Q/DQ and casts.
 

@@ -1,0 +1,32 @@
+"""A logger for TensorRT that remembers what was said: its errors have no other way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Log:
+    """What TensorRT said while it worked: `sink` is the logger to hand to it."""
+
+    def __init__(self) -> None:
+        self.sink: Any = None
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+
+
+def make_logger(trt: Any) -> Log:
+    """Return a Log whose sink is a logger of this TensorRT module."""
+    log = Log()
+
+    class Sink(trt.ILogger):  # type: ignore[misc]  # the base class is known only at run time
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                log.errors.append(message)
+            elif severity == trt.ILogger.Severity.WARNING:
+                log.warnings.append(message)
+
+    log.sink = Sink()
+    return log

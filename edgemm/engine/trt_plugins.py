@@ -1,0 +1,20 @@
+"""What the builder and the runtime need to know of a set of plugins."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edgemm.engine.trt_flavour import Flavour
+
+
+class Plugins(Protocol):
+    """The plugins that a graph needs; `edgemm.engine.trt_ops` makes one."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of the plugins' code: a plan that was compiled with other code is not loaded."""
+        ...
+
+    def register(self, flavour: Flavour) -> None:
+        """Make them known to this TensorRT, before a graph with their nodes is parsed or its plan loaded."""
+        ...

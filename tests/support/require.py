@@ -1,0 +1,23 @@
+"""Skips that say what would unskip them, and that fail where they must not happen."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import pytest
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import `module`, or skip with the extra that installs it.
+
+    `EDGEMM_CI_REQUIRE` holds extras, separated by commas, whose absence is a failure: CI installs them.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        reason = f'needs {module} ({error}): pip install "edgemm[{extra}]"'
+        if extra in os.environ.get("EDGEMM_CI_REQUIRE", "").split(","):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason, allow_module_level=True)
