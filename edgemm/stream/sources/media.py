@@ -283,7 +283,11 @@ class _Blocks:
 
 
 def _pictures(frames: Iterator[Any], want: VideoWant, stream: Any, start_ns: int) -> Iterator[Event]:
+    from av.video.reformatter import VideoReformatter
+
     pixel_format = _FORMATS[want.color]
+    # One for all frames: `frame.to_ndarray(format=...)` makes its tables anew each time, and takes five times as long.
+    reformatter = VideoReformatter()
     rate = stream.average_rate or stream.guessed_rate or 25
     step_ns = round(10**9 / rate)
     last_ns = -step_ns
@@ -298,7 +302,8 @@ def _pictures(frames: Iterator[Any], want: VideoWant, stream: Any, start_ns: int
             pts, time_base = frame.pts, frame.time_base or stream.time_base
             capture_ns = ns(pts, time_base) - start_ns
         last_ns = capture_ns
-        yield VideoFrame(want.name, pts, time_base, capture_ns, frame.to_ndarray(format=pixel_format), want.color)
+        picture = reformatter.reformat(frame, format=pixel_format).to_ndarray()
+        yield VideoFrame(want.name, pts, time_base, capture_ns, picture, want.color)
     yield End(want.name, last_ns)
 
 
