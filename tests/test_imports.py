@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,16 +27,19 @@ ALLOWED = {
     "frontend": LOW,
     "graph": LOW,
     "quant": {*LOW, "graph"},
-    "engine": {*LOW, "graph", "bundle", "recipe"},
+    "engine": {*LOW, "graph", "quant", "bundle", "recipe"},
     "stream": {*BASE, "recipe"},
-    "build": {*LOW, "recipe", "bundle", "graph", "quant", "engine", "frontend", "stream", "run"},
-    "run": {*LOW, "recipe", "bundle", "engine", "frontend", "stream"},
-    "profile": {*LOW, "recipe", "bundle", "engine", "frontend", "stream", "run"},
+    "recipe_draft": BASE,
+    "calibration_data": {*BASE, "recipe", "graph", "quant"},
+    "builder": {*LOW, "recipe", "bundle", "graph", "quant", "engine", "calibration_data", "runner"},
+    "runner": {*LOW, "recipe", "bundle", "engine", "frontend", "stream"},
+    "profiler": {*LOW, "recipe", "bundle", "engine", "stream", "runner"},
+    "demo": {*BASE, "recipe", "bundle", "engine", "stream", "builder", "runner", "profiler"},
 }
 
 # Where a vendor package may be imported. A trailing slash means everything below.
 VENDORS = {
-    "onnx": ("graph/", "quant/", "build.py"),
+    "onnx": ("graph/", "quant/"),
     "onnx_ir": ("graph/",),
     "onnxscript": ("graph/",),
     "onnxruntime": ("engine/", "graph/"),
@@ -55,7 +56,7 @@ VENDORS = {
 }
 
 # A device that only runs needs neither the ONNX tools nor the builder.
-NOT_FOR_RUNNING = ("build", "quant", "graph")
+NOT_FOR_RUNNING = ("builder", "quant", "graph")
 
 
 def modules() -> Iterator[tuple[str, Path, str]]:
@@ -101,7 +102,7 @@ def test_vendors_in_their_place(inside: str, file: Path, part: str) -> None:
 
 def test_what_runs_on_a_device_needs_no_builder() -> None:
     for inside, file, part in modules():
-        if part in ("run", "stream", "frontend", "bundle", "recipe") or inside == "engine/load.py":
+        if part in ("runner", "stream", "frontend", "bundle", "recipe") or inside == "engine/load.py":
             assert not parts_imported(file) & set(NOT_FOR_RUNNING), inside
 
 
@@ -124,14 +125,9 @@ def test_the_command_line_is_light() -> None:
 
 
 def test_run_imports_no_onnx() -> None:
-    assert not loaded_by("import edgemm.run") & {"onnx", "tensorrt", "tensorrt_rtx", "typer"}
+    assert not loaded_by("import edgemm.runner") & {"onnx", "tensorrt", "tensorrt_rtx", "typer"}
 
 
 def test_help_answers() -> None:
-    """The 200 ms are measured by bench/startup.py; here only that nothing heavy comes in, and that it answers."""
-    before = time.monotonic()
-    result = subprocess.run(
-        [sys.executable, "-m", "edgemm", "--help"], capture_output=True, text=True, check=True, env={**os.environ}
-    )
+    result = subprocess.run([sys.executable, "-m", "edgemm", "--help"], capture_output=True, text=True, check=True)
     assert "build" in result.stdout
-    assert time.monotonic() - before < 60

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of the report."""
 
     what: str
@@ -36,7 +31,7 @@ def doctor(json_out: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     if json_out:
         import json
 
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+        typer.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
         for finding in findings:
             typer.echo(f"{finding.state:8} {finding.what:18} {finding.found}")
@@ -48,10 +43,13 @@ def doctor(json_out: Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def examine() -> Iterator[Finding]:
     """Look at Python, the libraries, the GPU, TensorRT, the compiler, sound and cameras. Opens no device."""
+    import platform
+    from importlib.util import find_spec
+
     yield Finding("python", "ok", f"{platform.python_version()}, {platform.machine()}, {platform.platform()}")
     for name in ("numpy", "onnx", "onnxruntime", "av", "opencv-python-headless", "msgspec"):
         version = _version(name)
-        if version or (name == "opencv-python-headless" and importlib.util.find_spec("cv2")):
+        if version or (name == "opencv-python-headless" and find_spec("cv2")):
             yield Finding(name, "ok", version or "another build of OpenCV")
         else:
             yield Finding(name, "problem", "not installed", "pip install -U edgemm")
@@ -94,8 +92,10 @@ def _driver() -> Finding:
 
 
 def _tensorrt() -> Iterator[Finding]:
+    from importlib.util import find_spec
+
     for module, label, extra in (("tensorrt", "TensorRT", "tensorrt"), ("tensorrt_rtx", "TensorRT for RTX", "rtx")):
-        if importlib.util.find_spec(module):
+        if find_spec(module):
             yield Finding(label, "ok", _version(module) or _version(f"{module}_cu13".replace("_", "-")) or "installed")
             continue
         system = sorted(Path("/usr/lib").glob(f"python3*/dist-packages/{module}"))
@@ -111,7 +111,9 @@ def _tensorrt() -> Iterator[Finding]:
 
 
 def _version(distribution: str) -> str | None:
+    from importlib import metadata
+
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
         return None
