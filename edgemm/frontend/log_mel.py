@@ -51,7 +51,7 @@ def _as_mono(samples: Samples) -> Samples:
             f"Samples are {samples.dtype}{list(samples.shape)}; expected one channel, [samples], of float32 or float64 "
             "in [-1, 1], or int16. Mix channels down first."
         )
-    return samples
+    return samples.astype(np.float32) if samples.dtype == np.float64 else samples
 
 
 class _Tables:
@@ -145,7 +145,7 @@ class _Stream:
         # The buffers hold so many frames that what is carried over when they are full fits before them.
         self._capacity_frames = max(_BLOCK_FRAMES, -(-self._window // self._hop))
         self._capacity = (self._capacity_frames - 1) * self._hop + max(self._window, self._hop)
-        # [1, 1 + capacity]: the predecessor of the first sample, then the scaled samples.
+        # The scaled samples, with the predecessor of the first one before them; the first one is aligned.
         signal = _aligned(1, _ALIGNMENT_FLOATS + self._capacity)[0]
         self._samples = signal[_ALIGNMENT_FLOATS:]
         self._predecessors = signal[_ALIGNMENT_FLOATS - 1 : -1]
@@ -205,7 +205,7 @@ class _Stream:
             self._begun = True
             return np.concatenate((np.zeros(self._before, np.float32), samples))
         enough = self._half + 1
-        self._ends = np.concatenate((self._ends, samples), dtype=np.float32)
+        self._ends = np.concatenate((self._ends, samples))
         if self._begun:
             self._ends = self._ends[-enough:]
             return samples
@@ -247,7 +247,7 @@ class _Stream:
                 fresh[:] = piece
             else:
                 factor = tables.factor_int16 if is_int16 else tables.factor
-                np.multiply(piece, factor, out=fresh, casting="same_kind")
+                np.multiply(piece, factor, out=fresh)
             if self._emphasised is not self._samples:
                 product = np.multiply(self._predecessors[filled:end], tables.preemphasis, out=self._product[:step])
                 np.subtract(fresh, product, out=self._emphasised[filled:end])
