@@ -62,13 +62,21 @@ class CalibrationSource:
             raise CalibrationError(f"There is no calibration data at {self._data}. {HOW_TO_GIVE_DATA}")
         if self._data.is_dir() or self._data.suffix == ".npz":
             own = self._data / name
-            return list(from_folder(own if own.is_dir() else self._data, fed))
+            samples = from_folder(own if own.is_dir() else self._data, fed)
+            # Without state the steps of a stack are samples like any other.
+            return list(samples) if states else [one for sample in samples for one in _apart(sample)]
         if self._recorded is None:
             self._recorded = self._record(self._data)
-        steps = self._recorded[name]
-        if states:
-            return [Sample(steps, str(self._data))] if steps else []
-        return [Sample([step], f"{self._data}, step {number}") for number, step in enumerate(steps, 1)]
+        if not self._recorded[name]:
+            return []
+        whole = Sample(self._recorded[name], str(self._data))
+        return [whole] if states else list(_apart(whole))
+
+
+def _apart(sample: Sample) -> Sequence[Sample]:
+    if len(sample.steps) == 1:
+        return [sample]
+    return [Sample([step], f"{sample.origin}, step {number}") for number, step in enumerate(sample.steps, 1)]
 
 
 def _sample(item: Tensors | Sequence[Tensors], number: int) -> Sample:

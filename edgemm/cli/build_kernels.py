@@ -30,8 +30,8 @@ def build_kernels(
 ) -> Iterator[BuiltKernel]:
     """Compile every kernel for every architecture into `output_dir/sm_<arch>/<source>.cubin`, one at a time.
 
-    Raises UsageError for an architecture that is no number like 87, KernelError if there is no compiler, or none for one
-    of them; then nothing has been written.
+    Raises UsageError for an architecture that is no number like 87, KernelError if there is no compiler, or none for
+    one of them; then nothing has been written.
     """
     wrong = [arch for arch in arches if not 50 <= arch <= 129]
     if wrong or not arches:

@@ -32,7 +32,7 @@ class Sample:
 
 
 def from_folder(path: str | os.PathLike[str], inputs: Sequence[TensorSpec]) -> Iterator[Sample]:
-    """Yield the samples in a folder of .npz files, in the order of their names.
+    """Yield the samples in a folder of .npz files, in the order of their names, or in a single .npz file.
 
     A file's keys are the names of `inputs` (for a model with state: without the state). If every array has exactly
     one dimension more than its input, the file is a stack: entry k along the first axis is step k. For a
@@ -40,9 +40,9 @@ def from_folder(path: str | os.PathLike[str], inputs: Sequence[TensorSpec]) -> I
     Raises CalibrationError for a missing or empty folder and for a file that is not .npz or lacks a key.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not folder.is_dir() and not (folder.suffix == ".npz" and folder.is_file()):
         raise CalibrationError(f"There is no calibration folder {folder}. {HOW_TO_GIVE_DATA}")
-    files = sorted(folder.glob("*.npz"))
+    files = sorted(folder.glob("*.npz")) if folder.is_dir() else [folder]
     if not files:
         raise CalibrationError(f"Found no .npz file in {folder}. {HOW_TO_GIVE_DATA}")
     for file in files:

@@ -1,0 +1,273 @@
+"""Builds: from a model or a recipe to a bundle, every precision, and what goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import edgemm
+from edgemm import bundle
+from edgemm.engine.load import choose
+from edgemm.errors import CalibrationError, EdgemmError, ModelError, RecipeError, UsageError
+
+
+def conv_net(path: Path, *, seed: int = 0, classes: int = 4) -> Path:
+    """A small convolutional classifier: x [1, 1, 8, 8] -> y [1, classes]."""
+    rng = np.random.default_rng(seed)
+
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array((rng.standard_normal(shape) * 0.4).astype(np.float32), name)
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+            helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], name="conv2", strides=[2, 2]),
+            helper.make_node("Relu", ["c2"], ["r2"], name="relu2"),
+            helper.make_node("GlobalAveragePool", ["r2"], ["g"], name="pool"),
+            helper.make_node("Flatten", ["g"], ["f"], name="flatten"),
+            helper.make_node("Gemm", ["f", "w3", "b3"], ["y"], name="gemm"),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", classes])],
+        [
+            weight("w1", 8, 1, 3, 3),
+            weight("b1", 8),
+            weight("w2", 16, 8, 3, 3),
+            weight("b2", 16),
+            weight("w3", 16, classes),
+            weight("b3", classes),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def samples(count: int = 40, seed: int = 1) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((1, 1, 8, 8)).astype(np.float32)} for _ in range(count)]
+
+
+def recipe(folder: Path, extra: str = "", model: str = "") -> Path:
+    conv_net(folder / "net.onnx")
+    path = folder / "recipe.toml"
+    path.write_text(
+        f'edgemm = 1\nname = "net"\n{extra}\n[models.net]\nfile = "net.onnx"\ndims = {{ n = 1 }}\n{model}\n'
+        '[models.net.outputs.y]\ndecode = "softmax"\n'
+    )
+    return path
+
+
+def run_once(path: Path, precision: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    with choose(bundle.open(path), "net", precision=precision).engine as engine:
+        return np.array(engine.run(feeds)["y"])
+
+
+def test_a_plain_model_is_built_in_float_without_data(tmp_path: Path) -> None:
+    report = edgemm.build(conv_net(tmp_path / "net.onnx"), tmp_path / "out.edgemm")
+    (model,) = report.models
+    assert model.precision == "fp32"
+    assert "no calibration data was given" in model.reason
+    assert [v.precision for v in model.variants] == ["fp32"]
+    opened = edgemm.open(tmp_path / "out.edgemm")
+    assert opened.digest == report.sha256
+    feeds = samples(1)[0]
+    np.testing.assert_allclose(run_once(tmp_path / "out.edgemm", "fp32", feeds).shape, (1, 4))
+
+
+def test_int8_from_python_data_is_close_and_measured(tmp_path: Path) -> None:
+    report = edgemm.build(recipe(tmp_path), tmp_path / "out.edgemm", precision="int8", calibration=samples())
+    (model,) = report.models
+    assert model.precision == "int8"
+    assert "30 steps" in model.calibration
+    assert "compared on 10 steps held out" in model.calibration
+    int8 = model.variants[1]
+    assert int8.agreement is not None
+    assert int8.agreement >= 0.99
+    assert int8.int8_share is not None
+    assert int8.int8_share > 0.9
+    for feeds in samples(5, seed=7):
+        a, b = (run_once(tmp_path / "out.edgemm", precision, feeds) for precision in ("fp32", "int8"))
+        assert np.abs(a - b).max() < 0.1 * np.abs(a).max() + 0.05
+    entry = edgemm.open(tmp_path / "out.edgemm").models["net"]
+    assert entry.variants["int8"].tensorrt in edgemm.open(tmp_path / "out.edgemm").manifest.files
+    assert entry.ranges == "models/net/ranges.json"
+    assert entry.variants["int8"].scores["agreement"] == int8.agreement
+
+
+def test_auto_keeps_int8_only_if_it_was_measured_faster(tmp_path: Path) -> None:
+    report = edgemm.build(recipe(tmp_path), tmp_path / "out.edgemm", calibration=samples())
+    (model,) = report.models
+    times = {v.precision: v.milliseconds for v in model.variants}
+    assert times["fp32"] is not None
+    assert times["int8"] is not None
+    assert (model.precision == "int8") == (times["int8"] <= times["fp32"] * 0.97)
+    assert "faster" in model.reason or "speed" in model.reason
+
+
+def test_another_target_is_unmeasured(tmp_path: Path) -> None:
+    report = edgemm.build(recipe(tmp_path), tmp_path / "out.edgemm", calibration=samples(), target="orin-nano-8gb")
+    assert report.models[0].precision == "fp32"
+    assert "unmeasured" in report.models[0].reason
+
+
+def test_fp16(tmp_path: Path) -> None:
+    report = edgemm.build(recipe(tmp_path), tmp_path / "out.edgemm", precision="fp16", calibration=samples(8))
+    fp16 = report.models[0].variants[1]
+    assert fp16.agreement == 1.0
+    assert fp16.bytes < report.models[0].variants[0].bytes
+    feeds = samples(1)[0]
+    a, b = (run_once(tmp_path / "out.edgemm", precision, feeds) for precision in ("fp32", "fp16"))
+    np.testing.assert_allclose(a, b, atol=0.01)
+    without = edgemm.build(recipe(tmp_path), tmp_path / "out.edgemm", precision="fp16")
+    assert without.models[0].variants[1].agreement is None
+
+
+def test_a_fixed_precision_gives_the_same_bytes_each_time(tmp_path: Path) -> None:
+    source = recipe(tmp_path)
+    for name in ("a", "b"):
+        edgemm.build(source, tmp_path / name, precision="int8", calibration=samples())
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("observer", ["min-max", "percentile", "entropy", "mse"])
+def test_every_observer(tmp_path: Path, observer: str) -> None:
+    report = edgemm.build(
+        recipe(tmp_path), tmp_path / "o", precision="int8", calibration=samples(12), observer=observer, max_drop=0.2
+    )
+    assert f"observer {observer}" in report.models[0].calibration
+    assert "the same ones" in report.models[0].calibration
+
+
+def test_calibration_folder_and_single_file(tmp_path: Path) -> None:
+    folder = tmp_path / "cal"
+    folder.mkdir()
+    for number, feeds in enumerate(samples(6)):
+        np.savez(folder / f"{number}.npz", **feeds)
+    from_folder = edgemm.build(recipe(tmp_path), tmp_path / "a", precision="int8", calibration=folder)
+    assert "6 steps" in from_folder.models[0].calibration
+    stack = np.stack([feeds["x"] for feeds in samples(6)])
+    np.savez(tmp_path / "stack.npz", x=stack)
+    from_file = edgemm.build(recipe(tmp_path), tmp_path / "b", precision="int8", calibration=tmp_path / "stack.npz")
+    assert "6 steps" in from_file.models[0].calibration
+    assert edgemm.open(tmp_path / "a").read("models/net/ranges.json") == edgemm.open(tmp_path / "b").read(
+        "models/net/ranges.json"
+    )
+
+
+def test_ranges_are_exported_edited_and_used_again(tmp_path: Path) -> None:
+    source = recipe(tmp_path)
+    ranges = tmp_path / "ranges.json"
+    edgemm.build(source, tmp_path / "a", precision="int8", calibration=samples(), export_ranges=ranges)
+    again = edgemm.build(source, tmp_path / "b", precision="int8", ranges=ranges)
+    assert "accuracy was not measured" in " ".join(again.models[0].notes)
+    assert edgemm.open(tmp_path / "a").read("models/net/int8.onnx") == edgemm.open(tmp_path / "b").read(
+        "models/net/int8.onnx"
+    )
+    conv_net(tmp_path / "net.onnx", seed=5)
+    with pytest.raises(CalibrationError, match="belong to the graph"):
+        edgemm.build(source, tmp_path / "c", precision="int8", ranges=ranges)
+    assert not (tmp_path / "c").exists()
+
+
+def test_layers_stay_in_float_by_wish(tmp_path: Path) -> None:
+    source = recipe(tmp_path, model='keep_float = ["conv1"]')
+    report = edgemm.build(source, tmp_path / "a", precision="int8", calibration=samples())
+    assert "conv1" in report.models[0].variants[1].left_in_float
+
+
+def test_nothing_can_be_int8(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+    )
+    path = tmp_path / "relu.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    data = [{"x": np.ones((1, 4), np.float32)}] * 4
+    with pytest.raises(EdgemmError, match="int8"):
+        edgemm.build(path, tmp_path / "a", precision="int8", calibration=data)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([{"x": np.ones((1, 1, 8, 9), np.float32)}] * 4, "expected x: float32"),
+        ([{"x": np.full((1, 1, 8, 8), np.nan, np.float32)}] * 4, "NaN or infinite"),
+        ([{"z": np.ones((1, 1, 8, 8), np.float32)}] * 4, "expected exactly the model's inputs: x"),
+        (samples(1), "expected at least 2"),
+        ([], "found no sample|no data"),
+    ],
+)
+def test_bad_calibration_data(tmp_path: Path, data: list[dict[str, np.ndarray]], words: str) -> None:
+    with pytest.raises(CalibrationError, match=words):
+        edgemm.build(recipe(tmp_path), tmp_path / "a", precision="int8", calibration=data)
+    assert not (tmp_path / "a").exists()
+
+
+def test_no_calibration_data_is_an_error_that_says_how_to_give_some(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="--calibration"):
+        edgemm.build(recipe(tmp_path), tmp_path / "a", precision="int8")
+    with pytest.raises(CalibrationError, match="There is no calibration"):
+        edgemm.build(recipe(tmp_path), tmp_path / "a", precision="int8", calibration=tmp_path / "nothing")
+
+
+def test_a_failed_build_leaves_the_old_bundle(tmp_path: Path) -> None:
+    source = recipe(tmp_path)
+    edgemm.build(source, tmp_path / "a.edgemm")
+    before = (tmp_path / "a.edgemm").read_bytes()
+    (tmp_path / "net.onnx").write_bytes(b"not a model at all")
+    with pytest.raises(ModelError, match="is not an ONNX model"):
+        edgemm.build(source, tmp_path / "a.edgemm")
+    assert (tmp_path / "a.edgemm").read_bytes() == before
+
+
+def test_an_unknown_operator_is_named(tmp_path: Path) -> None:
+    proto = onnx.load(conv_net(tmp_path / "net.onnx"))
+    proto.graph.node[1].op_type = "Rellu"
+    onnx.save(proto, tmp_path / "net.onnx")
+    with pytest.raises(ModelError, match="Rellu"):
+        edgemm.build(tmp_path / "net.onnx", tmp_path / "a")
+
+
+def test_dims_that_the_model_lacks(tmp_path: Path) -> None:
+    source = recipe(tmp_path)
+    source.write_text(source.read_text().replace("{ n = 1 }", "{ m = 1 }"))
+    with pytest.raises(RecipeError, match='no input has the dimension "m", there are: n'):
+        edgemm.build(source, tmp_path / "a")
+
+
+def test_a_recording_needs_a_recipe(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"x")
+    with pytest.raises(CalibrationError, match="without a recipe nothing says"):
+        edgemm.build(conv_net(tmp_path / "net.onnx"), tmp_path / "a", precision="int8", calibration=clip)
+
+
+def test_a_bundle_is_not_a_source(tmp_path: Path) -> None:
+    edgemm.build(recipe(tmp_path), tmp_path / "a.edgemm")
+    with pytest.raises(UsageError, match="is a bundle already"):
+        edgemm.build(tmp_path / "a.edgemm", tmp_path / "b.edgemm")
+    with pytest.raises(UsageError, match="no ranges"):
+        edgemm.build(recipe(tmp_path), tmp_path / "b", precision="fp32", export_ranges=tmp_path / "r.json")
+
+
+def test_the_report_is_json(tmp_path: Path) -> None:
+    import json
+
+    report = edgemm.build(recipe(tmp_path), tmp_path / "a", precision="int8", calibration=samples())
+    read = json.loads(report.to_json())
+    assert read["models"][0]["variants"][1]["precision"] == "int8"
+
+
+def test_data_from_python_is_for_one_model(tmp_path: Path) -> None:
+    source = recipe(tmp_path)
+    source.write_text(source.read_text() + '[models.two]\nfile = "net.onnx"\ndims = { n = 1 }\n')
+    with pytest.raises(CalibrationError, match="is for one model"):
+        edgemm.build(source, tmp_path / "a", precision="int8", calibration=samples())
