@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -544,8 +544,8 @@ class Event:
 class Buffer:
     """An array in device memory, or in pinned host memory that the device can reach.
 
-    It has `__cuda_array_interface__`, so CuPy, Numba, torch and PyCUDA take it without a copy. It owns its memory: what looks
-    at it must not outlive it.
+    It has `__cuda_array_interface__`, so CuPy, Numba, torch and PyCUDA take it without a copy. It owns its memory:
+    what looks at it must not outlive it.
     """
 
     def __init__(self, driver: Driver, shape: tuple[int, ...], dtype: np.dtype[Any], *, pinned: bool) -> None:
@@ -578,7 +578,10 @@ class Buffer:
         return _bytes_at(self._host, self.nbytes).view(self.dtype).reshape(self.shape)
 
     def upload(self, array: Array, stream: Any = None) -> None:
-        """Copy `array` (C-contiguous, this shape and dtype) here, asynchronously if it is pinned; keep it until then."""
+        """Copy `array` (C-contiguous, this shape and dtype) here, asynchronously if it is pinned memory.
+
+        Keep `array` until then.
+        """
         if array.shape != self.shape or array.dtype != self.dtype or not array.flags.c_contiguous:
             raise UsageError(
                 f"Found an array {array.dtype}{list(array.shape)}; "
@@ -659,6 +662,9 @@ class Graph:
         if self.handle:
             self._driver.destroy_graph(self.handle)
             self.handle = 0
+
+
+_Thing = TypeVar("_Thing", Buffer, Stream, Event, Module, Graph)
 
 
 class Device:
@@ -759,7 +765,7 @@ class Device:
         if producer != handle:
             self._driver.wait(handle, self.event().record(producer).handle)
 
-    def _keep(self, thing: Any) -> Any:
+    def _keep(self, thing: _Thing) -> _Thing:
         self._open.append(thing)
         return thing
 
@@ -852,7 +858,7 @@ def array_view(array: Any, what: str, device: Device | None = None) -> ArrayView
     )
 
 
-# ---- DLPack (github.com/dmlc/dlpack, dlpack.h, versions 0.x of the managed tensor, which every library still gives) ----
+# ---- DLPack (github.com/dmlc/dlpack: dlpack.h, the unversioned managed tensor, which every library still gives) ----
 
 
 class _DlpackTensor(ctypes.Structure):
@@ -878,7 +884,8 @@ def _dlpack_view(array: Any, what: str) -> ArrayView:
     device_type, _ = array.__dlpack_device__()
     if int(device_type) not in _DLPACK_REACHABLE:
         raise KernelError(
-            f"{what} is a {type(array).__name__} in host memory; expected device memory. Upload it: device.upload(array)."
+            f"{what} is a {type(array).__name__} in host memory; expected device memory. "
+            "Upload it: device.upload(array)."
         )
     capsule = array.__dlpack__()
     api = ctypes.pythonapi

@@ -46,7 +46,8 @@ def check_cmvn(options: Cmvn | None, feature_count: int) -> None:
         for name, values in (("mean", options.mean), ("variance", options.variance)):
             if values is not None and (len(values) != feature_count or not np.all(np.isfinite(values))):
                 raise UsageError(
-                    f"GlobalCmvn.{name} has {len(values)} values; expected {feature_count} finite numbers, one a feature."
+                    f"GlobalCmvn.{name} has {len(values)} values; "
+                    f"expected {feature_count} finite numbers, one a feature."
                 )
         if options.variance is not None and min(options.variance) < 0:
             raise UsageError(f"GlobalCmvn.variance holds {min(options.variance)}; expected numbers of at least 0.")

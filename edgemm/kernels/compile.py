@@ -29,7 +29,7 @@ from edgemm.kernels.sources import source_dir
 
 FLAGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        # These promise equal bits between kernels, and between device and emulator: fused only where the source says fmaf.
+        # Equal bits between kernels, and between device and emulator: fused only where the source says fmaf.
         "log_mel": ("--fmad=false",),
         "frame_prep": ("--fmad=false",),
     }
@@ -90,9 +90,9 @@ def compile_kernel(
 ) -> Path:
     """The cubin of a source (a name of `sources()` or the path of a `.cu`) for sm_`arch`, from the cache or new.
 
-    The cache key is the text of the source and of every header beside it, the compiler with its version, the flags and the
-    architecture. A cubin appears in the cache whole or not at all, whatever else runs. Raises KernelError with the
-    compiler's words if it fails.
+    The cache key is the text of the source and of every header beside it, the compiler with its version, the flags
+    and the architecture. A cubin appears in the cache whole or not at all, whatever else runs. Raises KernelError
+    with the compiler's words if it fails.
     """
     path = source if isinstance(source, Path) else source_dir() / f"{source}.cu"
     if not path.is_file():

@@ -1,12 +1,12 @@
 """The CUDA log-mel and MFCC kernels: whole signals in a batch, or many streams, a chunk at a time.
 
     features = LogMelKernel(LogMelOptions(), runner)
-    features(samples, out)                                   # samples [signals, samples] -> out [signals, frames, features]
+    features(samples, out)                # samples [signals, samples] -> out [signals, frames, features]
     microphones = features.open_stream(streams=1, chunk_samples=160)
-    microphones.push(chunk, out, out_frames)                 # one launch: up to `max_frames` new frames a stream
+    microphones.push(chunk, out, counts)  # one launch: up to `max_frames` new frames a stream
 
-Both make the same frames, bit for bit, however a signal is cut. The kernels are in `kernels/csrc/log_mel.cu`, the float64
-reference in `edgemm.kernels.log_mel`.
+Both make the same frames, bit for bit, however a signal is cut. The kernels are in `kernels/csrc/log_mel.cu`, the
+float64 reference in `edgemm.kernels.log_mel`.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class _Workspace:
 def features_reference(samples: Array, options: LogMelOptions | MfccOptions, cmvn: Cmvn | None = None) -> Array:
     """What the kernels compute, in float64, for one whole signal `[samples]`: `[frames, features]`.
 
-    Log-mel, or its cepstra; then CMVN; then the derivatives of the normalised cepstra (Kaldi's `apply-cmvn | add-deltas`).
+    Log-mel, or its cepstra; then CMVN; then the derivatives of the normalised cepstra (Kaldi's `apply-cmvn |
+    add-deltas`).
     """
     if isinstance(options, LogMelOptions):
         return cmvn_reference(log_mel_reference(samples, options), cmvn)
@@ -188,11 +189,11 @@ class LogMelKernel:
     ) -> None:
         """Compute the frames of whole signals.
 
-        `samples` is `[signals, samples]`, float32 in [-1, 1] or int16, contiguous within a row; `lengths` `[signals]` int32 says
-        how many of each count. `out` is `[signals, frames, feature_count]`, float32 or float16, contiguous, with
-        `frame_count(samples)` frames or more: rows beyond a signal's frames are zero. `out_frames` `[signals]` int32 gets
-        the number of frames.
-        The arrays are the caller's until the stream has passed. Raises KernelError before any launch if one does not fit.
+        `samples` is `[signals, samples]`, float32 in [-1, 1] or int16, contiguous within a row; `lengths` `[signals]`
+        int32 says how many of each count. `out` is `[signals, frames, feature_count]`, float32 or float16,
+        contiguous, with `frame_count(samples)` frames or more: rows beyond a signal's frames are zero. `out_frames`
+        `[signals]` int32 gets the number of frames. The arrays are the caller's until the stream has passed. Raises
+        KernelError before any launch if one does not fit.
         """
         given = self._runner.view(samples, "samples")
         expect(given, dtypes=_SAMPLES, shape=(None, None), contiguous=False)
@@ -207,7 +208,8 @@ class LogMelKernel:
         max_frames = target.shape[1]
         if max_frames < self.frame_count(length):
             raise KernelError(
-                f"out has room for {max_frames} frames; {length} samples make {self.frame_count(length)}. Make it longer."
+                f"out has room for {max_frames} frames; "
+                f"{length} samples make {self.frame_count(length)}. Make it longer."
             )
         if signals > _MAX_GRID_Y or length >= 1 << 30:
             raise KernelError(
@@ -390,10 +392,11 @@ class LogMelStream:
     ) -> None:
         """Take the next chunk of every stream and compute the frames that are settled by it, in one launch.
 
-        `chunk` is `[streams, samples]` with up to `chunk_samples` samples, float32 or int16, rows contiguous; `chunk_lengths`
-        `[streams]` int32 says how many of each count. `out` is `[streams, max_frames or more, feature_count]`, float32 or
-        float16; stream s gets `out_frames[s]` rows, and the others stay as they are. `flush` ends every stream: the
-        frames that waited for samples or for derivatives come out; then `reset`. Raises KernelError before any launch.
+        `chunk` is `[streams, samples]` with up to `chunk_samples` samples, float32 or int16, rows contiguous;
+        `chunk_lengths` `[streams]` int32 says how many of each count. `out` is `[streams, max_frames or more,
+        feature_count]`, float32 or float16; stream s gets `out_frames[s]` rows, and the others stay as they are.
+        `flush` ends every stream: the frames that waited for samples or for derivatives come out; then `reset`.
+        Raises KernelError before any launch.
         """
         kernel = self._kernel
         given = self._runner.view(chunk, "chunk")

@@ -1,10 +1,10 @@
 """How far float32 log-mel features may be from the float64 reference: derived, not fitted.
 
-With u = 2^-24, and S the sum of |sample| * scale * window * (1 + pre-emphasis), with the mean counted too, every value inside
-the FFT is at most S. Each of its log2(N) levels rounds a few times (6), so do sample, mean (a sum of at most 64 + 5 terms
-a lane), pre-emphasis and window: an amplitude X[k] is wrong by at most d = u * S * (6 log2 N + 80). A power is then wrong by
-2 |X| d + d^2, and a band by their weighted sum, and its own roundings, one a bin. The logarithm is monotonic, so the
-band's interval gives that of the feature, which adds four roundings of its own.
+With u = 2^-24, and S the sum of |sample| * scale * window * (1 + pre-emphasis), with the mean counted too, every
+value inside the FFT is at most S. Each of its log2(N) levels rounds a few times (6), so do sample, mean (a sum of at
+most 64 + 5 terms a lane), pre-emphasis and window: an amplitude X[k] is wrong by at most d = u * S * (6 log2 N + 80).
+A power is then wrong by 2 |X| d + d^2, and a band by their weighted sum, and its own roundings, one a bin. The
+logarithm is monotonic, so the band's interval gives that of the feature, which adds four roundings of its own.
 """
 
 from __future__ import annotations
