@@ -214,12 +214,41 @@ def _head_sizes_differ(site: Site) -> bool:
     return isinstance(key[-1], int) and isinstance(value[-1], int) and key[-1] != value[-1]
 
 
-def _fp32_attention(site: Site) -> bool:
+def _attention_without_kernel(site: Site) -> str:
+    """The combinations that have a kernel, as found by building 400 of them for SM86."""
     query, key = site.shape(0), site.shape(1)
-    if site.dtype(0) != "float32" or query is None or key is None:
+    if query is None or key is None:
+        return ""
+    flat = len(query) == 3
+    heads, key_heads = (site.attribute("q_num_heads"), site.attribute("kv_num_heads")) if flat else (query[1], key[1])
+    masked, causal = _given(site, 3), bool(site.attribute("is_causal", 0))
+    if masked and causal:
+        return "with both a mask and is_causal"
+    if query[-2] == 1:
+        return "of one query with fewer than 4 heads" if isinstance(heads, int) and heads < 4 else ""
+    if flat and heads == key_heads and not masked and not causal:
+        # Falls apart into MatMul, Softmax and MatMul, which always build.
+        return ""
+    if site.dtype(0) == "float32":
+        return "in float32"
+    size = query[-1] // heads if flat and isinstance(query[-1], int) and isinstance(heads, int) else query[-1]
+    if heads == 1:
+        return "with a single head"
+    return "with heads of 8 values or fewer" if isinstance(size, int) and size <= 8 else ""
+
+
+def _batched_vector_product(site: Site) -> bool:
+    left, right = site.shape(0), site.shape(1)
+    if left is None or right is None or len(left) != 1 or len(right) < 3:
         return False
-    plain = len(query) == 3 and site.attribute("q_num_heads") == site.attribute("kv_num_heads")
-    return not plain or _given(site, 3) or bool(site.attribute("is_causal", 0))
+    return any(dim != 1 for dim in right[:-2])
+
+
+def _loop_reads_missing_condition(site: Site) -> bool:
+    if site.input(1):
+        return False
+    bodies = [inner for _, inner in walk.subgraphs(site.node)]
+    return any(body.input[1].name in walk.reads(node) for body in bodies for node in body.node)
 
 
 def _rotary_cache(site: Site) -> str:
@@ -386,9 +415,28 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("Attention",),
-        _fp32_attention,
-        "TensorRT has no kernel for this Attention in float32.",
-        "Build in fp16 (edgemm build --precision fp16), or write attention as MatMul, Softmax and MatMul.",
+        _attention_without_kernel,
+        "TensorRT has no kernel for Attention {}.",
+        "Build in fp16 with heads of 16 values or more, and fold is_causal into the mask; or write attention as "
+        "MatMul, Softmax and MatMul.",
+    ),
+    Rule(
+        ("MatMul",),
+        _batched_vector_product,
+        "TensorRT does not multiply a vector with a batch of matrices.",
+        "Unsqueeze the vector to a matrix with one row first.",
+    ),
+    Rule(
+        ("Loop",),
+        _live_input(1),
+        "The starting condition {} depends on an input; TensorRT's parser would add an input of its own for it.",
+        "Make the starting condition a constant true, and let the body decide when to stop.",
+    ),
+    Rule(
+        ("Loop",),
+        _loop_reads_missing_condition,
+        "The body reads a condition that the Loop is not given.",
+        "Give the Loop a constant true as its second input.",
     ),
     Rule(
         ("QuantizeLinear", "DequantizeLinear"),
