@@ -428,8 +428,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("Loop",),
-        _live_input(1),
-        "The starting condition {} depends on an input; TensorRT's parser would add an input of its own for it.",
+        lambda site: (
+            f'"{name}"' if (name := site.input(1)) and not site.is_constant(1) and name in site.feeds(name) else ""
+        ),
+        "The starting condition {} is an input; TensorRT's parser would add an input of its own for it.",
         "Make the starting condition a constant true, and let the body decide when to stop.",
     ),
     Rule(
