@@ -49,9 +49,10 @@ class MinMaxObserver:
 class PercentileObserver:
     """The magnitude that `percentile` percent of all values other than zero stay below.
 
-    99.999 is what onnxruntime takes; 99.99 clips more and suits some convolutional networks better (Wu et al., "Integer Quantization for Deep Learning
-    Inference: Principles and Empirical Evaluation", arXiv:2004.09602, table 5). Exact zeros are left out: they cost
-    nothing at any scale, and behind a ReLU that rarely fires the percentile of all values would be zero.
+    99.999 is what onnxruntime takes; 99.99 clips more and suits some convolutional networks better (Wu et al.,
+    "Integer Quantization for Deep Learning Inference: Principles and Empirical Evaluation", arXiv:2004.09602, table 5).
+    Exact zeros are left out: they cost nothing at any scale, and behind a ReLU that rarely fires the percentile of all
+    values would be zero.
     """
 
     def __init__(self, percentile: float = 99.999) -> None:

@@ -109,6 +109,23 @@ def _refused_by_onnxruntime(node: NodeProto, weight: TensorProto, bias: str | No
     return None
 
 
+def bias_add(item: ComputeNode, links: walk.Links) -> tuple[NodeProto, int] | None:
+    """Return the Add that puts a constant bias, one value a column, on a matrix product, and the bias's index there.
+
+    onnxruntime fuses the two into one Gemm where it knows the shapes, and that Gemm is int8 only if its bias is.
+    """
+    if item.node.op_type != "MatMul" or item.weight != 1 or item.axis is None:
+        return None
+    add = links.sole_consumer(item.node.output[0])
+    if add is None or not walk.is_standard(add, "Add"):
+        return None
+    index = 1 if add.input[0] == item.node.output[0] else 0
+    bias, weight = links.constant(add.input[index]), links.constant(item.node.input[1])
+    if bias is None or weight is None or not bias.dims or math.prod(bias.dims) != weight.dims[1]:
+        return None
+    return (add, index) if bias.dims[-1] == weight.dims[1] else None
+
+
 def is_rectifier(node: NodeProto, links: walk.Links) -> bool:
     """True for Relu, and for a Clip from zero up: quantization to an unsigned type does their work."""
     if walk.is_standard(node, "Relu"):

@@ -27,6 +27,7 @@ from edgemm.quant.operators import (
     RECURRENT,
     ComputeNode,
     Form,
+    bias_add,
     classify,
     is_rectifier,
     makes_non_negative,
@@ -77,6 +78,7 @@ class _Placer:
         self._links = walk.link(self._graph)
         known = {**walk.specs(infer_leniently(model).graph), **walk.specs(self._graph)}
         self._dtypes = {name: spec.dtype for name, spec in known.items()}
+        self._ranks = {name: len(spec.shape) for name, spec in known.items()}
         self._exclude = exclude
         self._quantized: set[str] = set()
         self._parent: dict[str, str] = {}
@@ -93,7 +95,7 @@ class _Placer:
         if self._plan.form == "tensorrt":
             self._quantize_residuals()
         else:
-            targets = self._convolution_outputs()
+            targets = self._output_targets()
             self._plan.replaced.update(targets.values())
             self._quantized.update(targets.values())
         self._share_scales()
@@ -166,8 +168,8 @@ class _Placer:
 
     # onnxruntime
 
-    def _convolution_outputs(self) -> dict[str, str]:
-        """Return, for each int8 convolution's output, the tensor to quantize: behind a ReLU where one follows."""
+    def _output_targets(self) -> dict[str, str]:
+        """Return, for each output that must be quantized, the tensor to do it at: behind a ReLU where one follows."""
         targets = {}
         for item in self._plan.compute.values():
             if item.node.op_type == "Conv":
@@ -175,7 +177,19 @@ class _Placer:
                 reader = self._links.sole_consumer(name)
                 behind = reader is not None and is_rectifier(reader, self._links)
                 targets[name] = reader.output[0] if reader is not None and behind else name
+            elif self._would_become_a_float_gemm(item):
+                targets[item.node.output[0]] = item.node.output[0]
         return targets
+
+    def _would_become_a_float_gemm(self, item: ComputeNode) -> bool:
+        """True for a product of matrices whose sum with another activation onnxruntime fuses into a Gemm.
+
+        Its addend is float, so that the Gemm would be, too. Q/DQ in between keeps the product int8.
+        """
+        if item.node.op_type != "MatMul" or any(self._ranks.get(name) != 2 for name in item.node.input):
+            return False
+        reader = self._links.sole_consumer(item.node.output[0])
+        return reader is not None and walk.is_standard(reader, "Add") and bias_add(item, self._links) is None
 
     def _use_unsigned(self) -> None:
         groups: dict[str, bool] = {}

@@ -12,7 +12,7 @@ from edgemm.errors import CalibrationError, ModelError, UsageError
 from edgemm.graph import Model, from_proto, walk
 from edgemm.graph.passes.infer_shapes import infer_leniently
 from edgemm.quant.arithmetic import channel_amax, quantize, scale_of
-from edgemm.quant.operators import COMPUTE, RECURRENT, ComputeNode, Form, macs
+from edgemm.quant.operators import COMPUTE, RECURRENT, ComputeNode, Form, bias_add, macs
 from edgemm.quant.placement import Placement, place
 from edgemm.quant.prepare import prepare
 from edgemm.quant.ranges import Ranges
@@ -260,25 +260,8 @@ class _Writer:
     def _bias_of(self, item: ComputeNode) -> Array | None:
         if item.bias is not None:
             return self._array(item.bias)
-        add = self._bias_add(item)
-        return None if add is None else self._array(add[1])
-
-    def _bias_add(self, item: ComputeNode) -> tuple[NodeProto, str, int] | None:
-        """Return the Add that puts a constant bias [n] on a matrix product, the bias's name and its index there.
-
-        onnxruntime fuses the two into one Gemm when it knows the rank, and that Gemm is int8 only if its bias is.
-        """
-        if item.node.op_type != "MatMul" or item.weight != 1 or item.axis is None:
-            return None
-        add = self._links.sole_consumer(item.node.output[0])
-        if add is None or not walk.is_standard(add, "Add"):
-            return None
-        index = 1 if add.input[0] == item.node.output[0] else 0
-        stored = self._links.constant(add.input[index])
-        weight = self._links.constant(item.node.input[1])
-        if stored is None or weight is None or list(stored.dims) != [weight.dims[1]]:
-            return None
-        return add, add.input[index], index
+        found = bias_add(item, self._links)
+        return None if found is None else self._array(found[0].input[found[1]])
 
     def _biases_in_adds(self) -> dict[str, tuple[ComputeNode, int]]:
         if self._plan.form != "onnxruntime":
@@ -286,11 +269,11 @@ class _Writer:
         known = walk.specs(infer_leniently(self._prepared).graph)
         found = {}
         for item in self._plan.compute.values():
-            add = self._bias_add(item)
+            add = bias_add(item, self._links)
             spec = known.get(item.node.input[0])
             # Without static shapes onnxruntime leaves MatMul and Add apart, and the Add is cheaper in float.
             if add is not None and spec is not None and spec.is_static:
-                found[add[0].name] = (item, add[2])
+                found[add[0].name] = (item, add[1])
         return found
 
     def _dequantize_bias(self, item: ComputeNode, name: str, reader: str) -> str:

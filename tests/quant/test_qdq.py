@@ -232,6 +232,22 @@ def test_matmul_with_bias_and_attention(graph, executor, samples, fused_ops, for
         assert not {"MatMul", "Gemm"} & set(fused_ops(done.model))
 
 
+def test_the_sum_of_two_matrix_products_stays_int8_in_onnxruntime(graph, executor, samples, fused_ops):
+    # A recurrent cell, unrolled. onnxruntime would make one of them a Gemm with a float addend.
+    x = graph.input("x", 1, 16)
+    h = graph.input("h", 1, 16)
+    y = graph.op("Add", graph.op("MatMul", x, graph.weight(16, 8)), graph.op("MatMul", h, graph.weight(16, 8)))
+    bias = graph.const(graph.rng.normal(size=(1, 8)).astype(np.float32))
+    z = graph.op("Add", graph.op("MatMul", x, graph.weight(16, 8)), bias)
+    graph.output(graph.op("Tanh", graph.op("Add", y, z)))
+    done, agreement = quantize(graph.model(), executor, samples, "onnxruntime")
+    fused = Counter(fused_ops(done.model))
+    assert fused["QLinearMatMul"] == 2
+    assert fused["QGemm"] == 1
+    assert not {"MatMul", "Gemm"} & set(fused)
+    assert agreement.sqnr_db > 25
+
+
 @pytest.mark.parametrize(("group", "axis"), [(1, 1), (2, None)])
 def test_transposed_convolution(graph, executor, samples, group, axis):
     x = graph.input("x", 1, 4, 5, 5)
