@@ -37,6 +37,9 @@ app.command("demo")(demo.demo)
 app.add_typer(cache.app, name="cache")
 
 
+_INTERRUPTED = 130
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"edgemm {__version__}")
@@ -56,6 +59,12 @@ def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 the work failed, 2 the call was wrong."""
     try:
         app()
+    except SystemExit as end:
+        # typer turns Ctrl-C into 130; ours are 0, 1 and 2. A run ends well on Ctrl-C, so this was other work.
+        if end.code != _INTERRUPTED:
+            raise
+        typer.echo("edgemm: interrupted. Nothing that was there before was changed.", err=True)
+        sys.exit(1)
     except EdgemmError as error:
         typer.echo(f"edgemm: {error}", err=True)
         sys.exit(error.exit_code)

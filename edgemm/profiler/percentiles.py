@@ -32,4 +32,4 @@ class Percentiles:
 
 def trusted(percentile: float, count: int) -> bool:
     """True if `count` samples say something of the percentile: at least one of them lies beyond it."""
-    return count * (100 - percentile) >= 100
+    return count * (1000 - round(percentile * 10)) >= 1000
