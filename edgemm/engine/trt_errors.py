@@ -133,7 +133,7 @@ def explain(stage: str, text: str, node: str = "", op: str = "") -> Problem:
     for pattern, reason, remedy in _RULES:
         match = re.search(pattern, text)
         if match:
-            said = {name: value.strip(" ,") for name, value in match.groupdict().items()}
+            said = {name: re.sub(r"\bb16\b", "bf16", value.strip(" ,")) for name, value in match.groupdict().items()}
             return Problem(stage, node, op, reason.format(**said), remedy)
     words = _NOISE.sub("", " ".join(text.split())).rstrip(". ")
     return Problem(

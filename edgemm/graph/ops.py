@@ -137,9 +137,18 @@ def add_bodies(proto: ModelProto) -> None:
 
 
 def without_bodies(proto: ModelProto) -> ModelProto:
-    """Return a copy whose edgemm nodes have no body: what TensorRT is given where a plugin is to run them."""
+    """Return a copy whose edgemm nodes have no body: what TensorRT is given where a plugin is to run them.
+
+    The nodes get the attributes by which TensorRT's parser finds the plugin.
+    """
     copy = ModelProto()
     copy.CopyFrom(proto)
+    for node in _own_nodes(copy):
+        kept_attributes = [item for item in node.attribute if not item.name.startswith("plugin_")]
+        del node.attribute[:]
+        node.attribute.extend(kept_attributes)
+        node.attribute.append(helper.make_attribute("plugin_namespace", DOMAIN))
+        node.attribute.append(helper.make_attribute("plugin_version", str(VERSION)))
     kept = [item for item in copy.functions if item.domain != DOMAIN]
     del copy.functions[:]
     copy.functions.extend(kept)

@@ -597,8 +597,32 @@ class _PluginField:
         self.size = 0 if data is None else len(data)
 
 
-class _FieldCollection(list):  # type: ignore[type-arg]
-    pass
+class _FieldCollection:
+    def __init__(self, fields: Any = ()) -> None:
+        self._fields = list(fields)
+
+    def __iter__(self) -> Any:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+
+class _DimsExprs:
+    def __init__(self, dims: Any) -> None:
+        self._dims = [None] * dims if isinstance(dims, int) else list(dims)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dims[index]
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self._dims[index] = value
+
+    def __iter__(self) -> Any:
+        return iter(self._dims)
+
+    def __len__(self) -> int:
+        return len(self._dims)
 
 
 class _Silent:
@@ -628,6 +652,8 @@ _BEHAVIOURS: dict[str, type] = {
     "Refitter": _Refitter,
     "OnnxParserRefitter": _ParserRefitter,
     "PluginField": _PluginField,
+    "PluginFieldCollection": _FieldCollection,
+    "DimsExprs": _DimsExprs,
     "ILogger": _Silent,
     "IProgressMonitor": _Silent,
     "IOutputAllocator": _Silent,
