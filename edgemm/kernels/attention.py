@@ -108,9 +108,9 @@ def attention_reference(
     Arguments as for `AttentionKernel`, as numbers (not the bits of bfloat16). Keys beyond a length are not read.
     """
     queries, keys, values = (np.asarray(x, np.float64) for x in (q, k, v))
-    batch, heads, q_len, head_dim = queries.shape
+    batch, heads, q_len, _ = queries.shape
     kv_heads, capacity = keys.shape[1:3]
-    out = np.zeros((batch, heads, q_len, head_dim))
+    out = np.zeros((batch, heads, q_len, values.shape[3]))
     lse = np.full((batch, heads, q_len), -np.inf)
     before, after = options.window_limits
     for b in range(batch):
@@ -259,7 +259,7 @@ class AttentionKernel:
         )
         params.window_before, params.window_after = options.window_limits
         for what, view in views.items():
-            setattr(params, what, view.pointer)
+            setattr(params, what, view.pointer if view.size else None)
             setattr(params, f"{what}_strides", _Strides(*_rows_of_16_bytes(view)))
         optional: tuple[tuple[str, Any, Sequence[str], tuple[int | None, ...], bool], ...] = (
             ("lse", lse, ("float32",), (batch, heads, q_len), True),
@@ -273,7 +273,7 @@ class AttentionKernel:
                 continue
             view = runner.view(array, what)
             expect(view, dtypes=dtypes, shape=shape, written=written)
-            setattr(params, what, view.pointer)
+            setattr(params, what, view.pointer if view.size else None)
             if what == "relative_bias":
                 if view.shape[1] % 2 == 0:
                     raise KernelError(
@@ -286,7 +286,7 @@ class AttentionKernel:
             )
         if bias is not None:
             view = runner.view(bias, "bias")
-            params.bias = view.pointer
+            params.bias = view.pointer if view.size else None
             params.bias_strides = _Strides(*_bias_strides(view, types, (batch, heads, q_len, kv_len)))
         self._place_workspace(params, workspace)
         if batch * heads * q_len == 0:

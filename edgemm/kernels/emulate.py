@@ -235,7 +235,7 @@ def _launch_program(
     parts += [struct.pack("<IIQ", *relocation) for relocation in relocations]
     parts.append(struct.pack("<I", len(buffers)))
     for array in buffers:
-        parts += [struct.pack("<Q", array.nbytes), array.tobytes()]
+        parts += [struct.pack("<Q", array.nbytes), ctypes.string_at(array.ctypes.data, array.nbytes)]
     environment = {
         **os.environ,
         "ASAN_OPTIONS": "detect_leaks=0",
@@ -312,9 +312,9 @@ def _relocations(params: ctypes.Structure, buffers: Sequence[Array]) -> list[tup
     """(offset in params, buffer, offset in it) of every pointer that is not null."""
     ranges = []
     for number, array in enumerate(buffers):
-        if not array.flags.c_contiguous:
+        if not _is_dense(array):
             raise UsageError(
-                f"Buffer {number} of shape {array.shape} is not C-contiguous. Hand over np.ascontiguousarray(it)."
+                f"Buffer {number} has gaps: shape {array.shape}, strides {array.strides}. Hand over the array that it is a view of."
             )
         ranges.append((array.ctypes.data, array.nbytes))
     found = []
@@ -331,6 +331,16 @@ def _relocations(params: ctypes.Structure, buffers: Sequence[Array]) -> list[tup
             )
         found.append((offset, inside[0], address - ranges[inside[0]][0]))
     return found
+
+
+def _is_dense(array: Array) -> bool:
+    """True if the elements fill one piece of memory, in whatever order."""
+    step = array.itemsize
+    for stride, length in sorted(zip(array.strides, array.shape, strict=True)):
+        if length > 1 and stride != step:
+            return False
+        step *= length
+    return True
 
 
 def _kernels(library: ctypes.CDLL) -> dict[str, KernelInfo]:
