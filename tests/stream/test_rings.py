@@ -14,9 +14,7 @@ from edgemm.stream.rings import Ring
     window=st.integers(1, 25),
     back=st.integers(0, 25),
 )
-def test_a_ring_is_the_tail_of_all_that_was_appended(
-    capacity: int, pushes: list[int], window: int, back: int
-) -> None:
+def test_a_ring_is_the_tail_of_all_that_was_appended(capacity: int, pushes: list[int], window: int, back: int) -> None:
     ring = Ring(capacity, (2,))
     history = np.zeros((0, 2), np.float32)
     for count in pushes:
@@ -28,7 +26,7 @@ def test_a_ring_is_the_tail_of_all_that_was_appended(
 
     first = len(history) - back - window
     out = np.full((window, 2), -1.0)
-    if back == 0 and window <= capacity or (first >= ring.begin and first + window <= ring.end):
+    if (back == 0 and window <= capacity) or (first >= ring.begin and first + window <= ring.end):
         ring.read(first, out)
         before = np.zeros((max(0, -first), 2))
         assert np.array_equal(out, np.concatenate((before, history[max(0, first) :]))[:window])

@@ -1,0 +1,448 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgemm.stream.accounting import AccountingError, ModelAccount, StreamAccount
+from edgemm.stream.scheduler import GAP_NS, VIDEO_GAP_NS, ModelPlan, Policy, Scheduler, Step, StreamPlan
+from edgemm.stream.sync import AudioNeed, VideoNeed
+
+MS = 10**6
+RATE_HZ = 16000
+MIC = StreamPlan("mic", "audio", RATE_HZ)
+CAMERA = StreamPlan("camera", "video", interval_ns=40 * MS)
+SECOND = AudioNeed("mic", RATE_HZ)
+
+
+def av(**changes: object) -> ModelPlan:
+    plan = {
+        "name": "av",
+        "hop_ns": Fraction(100 * MS),
+        "audio": (AudioNeed("mic", RATE_HZ // 5),),
+        "video": (VideoNeed("camera", 2, 40 * MS),),
+    }
+    return ModelPlan(**{**plan, **changes})  # type: ignore[arg-type]
+
+
+@dataclass(order=True)
+class Arrival:
+    """One frame on its way to the scheduler."""
+
+    now_ns: int
+    stream: str
+    capture_ns: int = 0
+    samples: int = 0
+    discontinuity: bool = False
+    fate: str = "arrives"
+
+
+@dataclass
+class Told:
+    """What a scheduler was asked for, in order."""
+
+    steps: list[Step] = field(default_factory=list)
+    made_ns: list[int] = field(default_factory=list)
+
+
+def sound(until_ms: int, block_ms: int = 10, start_ms: int = 0) -> list[Arrival]:
+    return [
+        Arrival((at + block_ms) * MS, "mic", at * MS, RATE_HZ * block_ms // 1000)
+        for at in range(start_ms, until_ms, block_ms)
+    ]
+
+
+def pictures(until_ms: int, every_ms: int = 40, start_ms: int = 0, delay_ms: int = 0) -> list[Arrival]:
+    return [Arrival((at + delay_ms) * MS, "camera", at * MS) for at in range(start_ms, until_ms, every_ms)]
+
+
+def play(
+    scheduler: Scheduler, arrivals: list[Arrival], inference_ns: int = 0, scores: dict[str, list[float]] | None = None
+) -> Told:
+    """A discrete-event simulation: one engine that takes `inference_ns` a step, and frames that come when they come."""
+    told = Told()
+    arrivals = sorted(arrivals, key=lambda a: a.now_ns)
+    free_ns = now_ns = 0
+    end_ns = arrivals[-1].now_ns + 100 * MS
+
+    def deliver(until_ns: int) -> None:
+        while arrivals and arrivals[0].now_ns <= until_ns:
+            a = arrivals.pop(0)
+            if a.fate == "lost":
+                scheduler.lost(a.stream, "queue_full")
+            elif a.fate == "end":
+                scheduler.end(a.stream, a.now_ns)
+            else:
+                scheduler.arrive(a.stream, a.capture_ns, a.now_ns, samples=a.samples, discontinuity=a.discontinuity)
+                scheduler.floor(a.stream)
+
+    while now_ns <= end_ns:
+        # Whatever has come while the engine was busy, then the steps.
+        deliver(now_ns)
+        scheduler.tick(now_ns)
+        while (step := scheduler.next_step(now_ns)) is not None:
+            free_ns = now_ns + inference_ns
+            told.steps.append(step)
+            told.made_ns.append(free_ns)
+            queue = (scores or {}).get(step.model)
+            score = {"score": queue.pop(0) if queue else 0.0}
+            scheduler.done(step, free_ns, score)
+            if inference_ns:
+                break
+        wake_ns = scheduler.wake_ns()
+        coming = [arrivals[0].now_ns] if arrivals else []
+        times = [t for t in (*coming, wake_ns) if t is not None and t > now_ns]
+        if free_ns > now_ns:
+            now_ns = free_ns
+        elif times and min(times) <= end_ns:
+            now_ns = min(times)
+        else:
+            break
+    deliver(end_ns)
+    return told
+
+
+# The accounting law.
+
+fates = st.sampled_from(["arrives"] * 12 + ["lost", "break", "end", "back"])
+
+
+@st.composite
+def streams_of_frames(draw: st.DrawFn) -> list[Arrival]:
+    """Sound and pictures with random rates, jitter, holes, faults and late starts."""
+    block_ms = draw(st.sampled_from([5, 10, 21, 100]))
+    every_ms = draw(st.sampled_from([16, 33, 40, 125]))
+    arrivals: list[Arrival] = []
+    at = draw(st.integers(0, 300))
+    for fate in draw(st.lists(fates, min_size=5, max_size=60)):
+        jitter_ns = draw(st.integers(-2 * MS, 2 * MS))
+        delay_ns = draw(st.integers(0, 30 * MS))
+        capture_ns = at * MS + jitter_ns
+        samples = RATE_HZ * block_ms // 1000
+        if fate == "back":
+            capture_ns -= draw(st.integers(0, 500)) * MS
+        kind = fate if fate in ("lost", "end") else "arrives"
+        now_ns = max(0, at * MS) + block_ms * MS + delay_ns
+        arrivals.append(Arrival(now_ns, "mic", capture_ns, samples, fate == "break", kind))
+        at += block_ms + (draw(st.integers(0, 1500)) if fate == "break" else 0)
+    at = draw(st.integers(0, 300))
+    for fate in draw(st.lists(fates, min_size=5, max_size=60)):
+        capture_ns = at * MS + draw(st.integers(-3 * MS, 3 * MS))
+        if fate == "back":
+            capture_ns -= draw(st.integers(0, 200)) * MS
+        kind = fate if fate in ("lost", "end") else "arrives"
+        arrivals.append(
+            Arrival(at * MS + draw(st.integers(3 * MS, 60 * MS)), "camera", capture_ns, 0, fate == "break", kind)
+        )
+        at += every_ms + (draw(st.integers(0, 1500)) if fate == "break" else 0)
+    return arrivals
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> list[ModelPlan]:
+    missing = st.sampled_from(["repeat", "zeros", "skip"])
+    hop = st.sampled_from([Fraction(20 * MS), Fraction(32 * MS), Fraction(10**9, 30), Fraction(250 * MS)])
+    vad = ModelPlan(
+        "vad",
+        draw(hop),
+        audio=(AudioNeed("mic", draw(st.integers(1, 4000)), zeros=draw(st.booleans())),),
+        stateful=True,
+        priority=draw(st.integers(0, 1)),
+    )
+    gated = draw(st.booleans())
+    fusion = av(
+        hop_ns=draw(hop),
+        audio=(AudioNeed("mic", draw(st.integers(1, 40)), 160, 400, 400, draw(st.sampled_from([0, 700]))),),
+        video=(VideoNeed("camera", draw(st.integers(1, 5)), draw(st.integers(1, 90)) * MS, draw(missing)),),
+        gate_model="vad" if gated else None,
+        gate=(lambda scores: scores["score"] > 0.5) if gated else None,
+        hold_ns=draw(st.sampled_from([0, 100 * MS])),
+        feeds=("vad",) if draw(st.booleans()) else (),
+        stateful=True,
+    )
+    eyes = ModelPlan("eyes", draw(hop), video=(VideoNeed("camera", 1, 0, draw(missing)),))
+    after = ModelPlan("after", None, feeds=("av",))
+    return [vad, fusion, eyes, after]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrivals=streams_of_frames(),
+    models=recipes(),
+    policy=st.sampled_from(["latest", "every", "deadline"]),
+    inference_ms=st.sampled_from([0, 1, 9, 40, 300]),
+    lag=st.sampled_from([400, 1 << 40]),
+    scores=st.lists(st.floats(0, 1), max_size=40),
+    complete=st.booleans(),
+)
+def test_every_frame_and_every_step_is_accounted_for(
+    arrivals: list[Arrival],
+    models: list[ModelPlan],
+    policy: Policy,
+    inference_ms: int,
+    lag: int,
+    scores: list[float],
+    complete: bool,
+) -> None:
+    def run() -> tuple[Told, dict[str, StreamAccount], dict[str, ModelAccount]]:
+        scheduler = Scheduler([StreamPlan("mic", "audio", RATE_HZ, lag_samples=lag), CAMERA], models, policy=policy)
+        told = play(scheduler, arrivals, inference_ms * MS, {"vad": list(scores)})
+        return told, *scheduler.close(complete=complete)
+
+    told, streams, accounts = run()
+    for name, stream in streams.items():
+        captured = sum(a.stream == name and a.fate != "end" for a in arrivals)
+        assert stream.captured == captured
+        assert stream.captured == stream.used + sum(stream.dropped.values()) + stream.in_flight
+        assert not (complete and stream.in_flight)
+    for name, account in accounts.items():
+        numbers = [s.number for s in told.steps if s.model == name]
+        assert account.made == len(numbers)
+        assert account.due == account.made + sum(account.skipped.values()) + account.pending
+        assert numbers == sorted(set(numbers))
+        assert account.resets.get("discontinuity", 0) + account.resets.get("gate", 0) == sum(
+            s.reset is not None for s in told.steps if s.model == name
+        )
+    for step, made_ns in zip(told.steps, told.made_ns, strict=True):
+        # Nothing from the future, nothing before it was ready.
+        assert step.audio_ns is None or step.audio_ns <= step.time_ns
+        assert step.video_ns is None or step.video_ns <= step.time_ns
+        assert step.time_ns <= step.ready_ns <= made_ns - inference_ms * MS
+    # The same again, from the same arrivals.
+    again = run()
+    assert again == (told, streams, accounts)
+
+
+def test_numbers_that_do_not_add_up_are_refused() -> None:
+    with pytest.raises(AccountingError, match=r'Stream "mic": captured 3, but used 1 \+ dropped 1'):
+        StreamAccount(3, 1, {"late": 1}).check("mic")
+    with pytest.raises(AccountingError, match=r'Model "av": 3 steps due, but made 1 \+ skipped 1 \+ pending 0 = 2'):
+        ModelAccount(3, 1, {"late": 1}).check("av")
+
+
+# When steps fall due.
+
+
+def test_steps_lie_on_the_grid_and_wait_for_a_full_window() -> None:
+    scheduler = Scheduler([MIC, CAMERA], [av()])
+    told = play(scheduler, sound(1000) + pictures(1000))
+    assert [s.time_ns // MS for s in told.steps] == list(range(200, 1001, 100))
+    assert [s.number for s in told.steps] == list(range(2, 11))
+    assert told.steps[0].skipped == 1
+    assert scheduler.close()[1]["av"].skipped == {"filling": 1}
+    # Sound up to the step, the newest pictures at or before: 200 ms is picture 5.
+    assert told.steps[0].audio == (3199,)
+    assert told.steps[0].audio_ns == 200 * MS
+    assert told.steps[0].video == ((4, 5),)
+    assert told.steps[1].video == ((6, 7),)  # 280 ms is the newest before 300 ms
+    assert told.steps[1].video_ns == 280 * MS
+
+
+def test_zeros_before_the_start_make_the_first_step_at_once() -> None:
+    vad = ModelPlan("vad", Fraction(512 * 10**9, RATE_HZ), (AudioNeed("mic", 576, zeros=True),), stateful=True)
+    told = play(Scheduler([MIC], [vad], policy="every"), sound(10_000))
+    assert [s.audio[0] for s in told.steps] == [512 * k - 1 for k in range(1, len(told.steps) + 1)]
+    assert len(told.steps) == 160_000 // 512
+    assert {s.reset for s in told.steps} == {None}
+
+
+def test_a_picture_that_is_due_is_waited_for_but_no_longer_than_the_tolerance() -> None:
+    # A camera that is 25 ms late: the step at 200 ms waits for the picture of 200 ms.
+    told = play(Scheduler([MIC, CAMERA], [av()]), sound(1000) + pictures(1000, delay_ms=25))
+    assert told.steps[0].video_ns == 200 * MS
+    assert told.made_ns[0] == 225 * MS
+    # One that is 90 ms late: after 40 ms the step takes what there is.
+    told = play(Scheduler([MIC, CAMERA], [av()]), sound(1000) + pictures(1000, delay_ms=90))
+    assert told.made_ns[0] == 240 * MS
+    assert told.steps[0].video_ns == 120 * MS
+
+
+def test_a_camera_that_is_gone_does_not_stop_the_sound() -> None:
+    arrivals = [*sound(1000), *pictures(300), Arrival(300 * MS, "camera", fate="end")]
+    told = play(Scheduler([MIC, CAMERA], [av()]), arrivals)
+    assert [s.time_ns // MS for s in told.steps] == list(range(200, 1001, 100))
+    assert {s.video_ns for s in told.steps[2:]} == {280 * MS}
+    skipping = av(video=(VideoNeed("camera", 2, 40 * MS, "skip"),))
+    scheduler = Scheduler([MIC, CAMERA], [skipping])
+    play(scheduler, arrivals)
+    # Older than tolerance and one interval: 280 ms serves until 360 ms.
+    assert scheduler.close()[1]["av"].skipped == {"filling": 1, "no_picture": 7}
+
+
+def test_sound_that_stalls_costs_the_steps_that_needed_it_and_no_more() -> None:
+    arrivals = [*sound(400), *sound(1000, start_ms=700), *pictures(1000)]
+    scheduler = Scheduler([MIC, CAMERA], [av()], deadline_ns=150 * MS)
+    told = play(scheduler, arrivals)
+    assert [s.time_ns // MS for s in told.steps] == [200, 300, 400, 900, 1000]
+    # 500 ms is given up at 650 ms; by 710 ms the sound is past 600 and 700 ms, but they lie in the hole.
+    assert scheduler.close()[1]["av"].skipped == {"filling": 1, "stalled": 1, "gap": 3}
+
+
+def test_sound_that_ended_ends_the_steps() -> None:
+    arrivals = [*sound(400), Arrival(400 * MS, "mic", fate="end"), *pictures(1001)]
+    scheduler = Scheduler([MIC, CAMERA], [av()])
+    told = play(scheduler, arrivals)
+    assert told.steps[-1].time_ns == 400 * MS
+    assert scheduler.close()[1]["av"].skipped["ended"] >= 5
+
+
+# Discontinuities.
+
+
+def test_a_gap_in_the_sound_resets_the_state_once() -> None:
+    vad = ModelPlan("vad", Fraction(20 * MS), (AudioNeed("mic", 320),), stateful=True)
+    scheduler = Scheduler([MIC], [vad])
+    told = play(scheduler, sound(200) + sound(400, start_ms=205 + 2 * GAP_NS // MS))
+    assert [s.reset for s in told.steps if s.reset] == ["discontinuity"]
+    streams, models = scheduler.close()
+    assert streams["mic"].discontinuities == 1
+    assert models["vad"].resets == {"discontinuity": 1}
+
+
+def test_jitter_of_timestamps_is_no_discontinuity() -> None:
+    blocks = sound(1000)
+    for number, block in enumerate(blocks):
+        block.capture_ns += (-1) ** number * GAP_NS // 3
+    scheduler = Scheduler([MIC], [ModelPlan("vad", Fraction(20 * MS), (AudioNeed("mic", 320),))])
+    play(scheduler, blocks)
+    assert scheduler.close()[0]["mic"].discontinuities == 0
+
+
+def test_a_source_that_knows_of_a_loss_is_believed_and_time_never_goes_back() -> None:
+    scheduler = Scheduler([MIC, CAMERA], [av()])
+    assert scheduler.arrive("mic", 0, 10 * MS, samples=160) == (0, False)
+    assert scheduler.arrive("mic", 10 * MS, 20 * MS, samples=160, discontinuity=True) == (1, True)
+    assert scheduler.arrive("mic", 0, 30 * MS, samples=160) is None
+    assert scheduler.arrive("camera", 40 * MS, 40 * MS) == (0, False)
+    assert scheduler.arrive("camera", 40 * MS, 41 * MS) is None
+    assert scheduler.arrive("camera", 60 * MS, 60 * MS) == (1, False)
+    assert scheduler.arrive("camera", 61 * MS + VIDEO_GAP_NS, 62 * MS + VIDEO_GAP_NS) == (2, True)
+    streams, _ = scheduler.close(complete=False)
+    assert streams["mic"].dropped == {"out_of_order": 1}
+    assert streams["mic"].in_flight == 2
+    assert streams["camera"].dropped == {"out_of_order": 1}
+
+
+# Policies.
+
+
+@pytest.mark.parametrize(("policy", "cause"), [("latest", "superseded"), ("deadline", "late"), ("every", None)])
+def test_an_engine_five_times_too_slow(policy: Policy, cause: str | None) -> None:
+    scheduler = Scheduler([MIC, CAMERA], [av(hop_ns=Fraction(20 * MS))], policy=policy, deadline_ns=200 * MS)
+    told = play(scheduler, sound(5000) + pictures(5000), inference_ns=100 * MS)
+    ages = [made - step.time_ns for step, made in zip(told.steps, told.made_ns, strict=True)]
+    skipped = scheduler.close()[1]["av"].skipped
+    if cause is None:
+        assert set(skipped) <= {"filling"}
+        assert ages[-1] > 1000 * MS
+    else:
+        assert skipped[cause] > 150
+        # The deadline plus one inference; "latest" is never behind by more than what came during one inference.
+        assert max(ages) <= (300 if policy == "deadline" else 220) * MS
+
+
+def test_steps_that_become_ready_together_are_all_made_under_latest() -> None:
+    told = play(Scheduler([MIC], [ModelPlan("vad", Fraction(20 * MS), (AudioNeed("mic", 320),))]), sound(1000, 100))
+    assert len(told.steps) == 50
+
+
+def test_windows_that_have_fallen_out_of_the_ring_are_overrun() -> None:
+    vad = ModelPlan("vad", Fraction(20 * MS), (AudioNeed("mic", 320),))
+    scheduler = Scheduler([StreamPlan("mic", "audio", RATE_HZ, lag_samples=1600)], [vad], policy="every")
+    play(scheduler, sound(2000), inference_ns=50 * MS)
+    assert scheduler.close()[1]["vad"].skipped["overrun"] > 10
+
+
+def test_a_late_result_is_counted() -> None:
+    scheduler = Scheduler([MIC], [ModelPlan("vad", Fraction(100 * MS), (AudioNeed("mic", 320),))], deadline_ns=30 * MS)
+    play(scheduler, sound(1000), inference_ns=31 * MS)
+    account = scheduler.close()[1]["vad"]
+    assert account.deadlines_missed == account.made == 10
+
+
+def test_among_equal_times_priority_goes_first_unless_it_depends_on_the_other() -> None:
+    need = (AudioNeed("mic", 320),)
+    hop = Fraction(100 * MS)
+    low, high = ModelPlan("low", hop, need), ModelPlan("high", hop, need, priority=5)
+    told = play(Scheduler([MIC], [low, high]), sound(300))
+    assert [s.model for s in told.steps[:2]] == ["high", "low"]
+    dependent = ModelPlan("high", hop, need, priority=5, feeds=("low",))
+    told = play(Scheduler([MIC], [low, dependent]), sound(300))
+    assert [s.model for s in told.steps[:4]] == ["low", "high", "low", "high"]
+
+
+# Gates and chains.
+
+
+def test_a_gate_opens_holds_and_closes_and_the_state_starts_anew() -> None:
+    need = (AudioNeed("mic", 320),)
+    vad = ModelPlan("vad", Fraction(100 * MS), need)
+    asr = ModelPlan(
+        "asr",
+        Fraction(100 * MS),
+        need,
+        gate_model="vad",
+        gate=lambda scores: scores["score"] > 0.5,
+        hold_ns=200 * MS,
+        stateful=True,
+    )
+    scheduler = Scheduler([MIC], [vad, asr])
+    told = play(scheduler, sound(1200), scores={"vad": [0, 0.9, 0, 0, 0, 0, 0, 0.9]})
+    assert [s.time_ns // MS for s in told.steps if s.model == "asr"] == [200, 300, 400, 800, 900, 1000]
+    assert [s.reset for s in told.steps if s.model == "asr"] == [None, None, None, "gate", None, None]
+    account = scheduler.close()[1]["asr"]
+    assert account.skipped == {"gated": 6}
+    assert account.resets == {"gate": 1}
+
+
+def test_frames_that_a_closed_gate_kept_from_the_model_say_so() -> None:
+    vad = ModelPlan("vad", Fraction(100 * MS), (AudioNeed("mic", 320),))
+    eyes = ModelPlan(
+        "eyes", Fraction(100 * MS), video=(VideoNeed("camera"),), gate_model="vad", gate=lambda scores: False
+    )
+    scheduler = Scheduler([MIC, CAMERA], [vad, eyes])
+    play(scheduler, sound(1000) + pictures(1000))
+    camera = scheduler.close()[0]["camera"]
+    assert camera.used == 0
+    assert camera.dropped == {"ended": 1, "gated": 10, "not_needed": 14}
+
+
+def test_a_model_without_streams_follows_the_one_that_feeds_it() -> None:
+    vad = ModelPlan("vad", Fraction(100 * MS), (AudioNeed("mic", 320),))
+    head = ModelPlan("head", None, feeds=("vad",))
+    tail = ModelPlan("tail", None, feeds=("vad", "head"))
+    told = play(Scheduler([MIC], [vad, head, tail]), sound(200))
+    assert [(s.model, s.time_ns // MS) for s in told.steps] == [
+        (name, time) for time in (100, 200) for name in ("vad", "head", "tail")
+    ]
+
+
+def test_a_model_whose_feed_has_not_run_yet_is_skipped() -> None:
+    slow = ModelPlan("slow", Fraction(500 * MS), (AudioNeed("mic", 320),))
+    fast = ModelPlan("fast", Fraction(100 * MS), (AudioNeed("mic", 320),), feeds=("slow",))
+    scheduler = Scheduler([MIC], [slow, fast])
+    told = play(scheduler, sound(1000))
+    assert [s.time_ns // MS for s in told.steps if s.model == "fast"] == list(range(500, 1001, 100))
+    assert scheduler.close()[1]["fast"].skipped == {"no_input": 4}
+
+
+# What is kept.
+
+
+def test_frames_are_released_as_soon_as_no_step_can_want_them() -> None:
+    scheduler = Scheduler([MIC, CAMERA], [av()])
+    play(scheduler, sound(2000) + pictures(2000))
+    # The next step is due at 2100 ms: its pictures are 1960 and the one before.
+    assert scheduler.floor("camera") >= 46
+    assert scheduler.floor("mic") >= 188
+
+
+def test_pictures_before_the_sound_are_not_hoarded() -> None:
+    scheduler = Scheduler([MIC, CAMERA], [av()])
+    for arrival in pictures(60_000):
+        scheduler.arrive("camera", arrival.capture_ns, arrival.now_ns)
+        floor = scheduler.floor("camera")
+    assert floor > 1490
