@@ -186,8 +186,8 @@ def _ask_onnxruntime(model: Model) -> list[Finding]:
 def _tensorrt(model: Model, engine: str) -> list[Finding]:
     try:
         inlined = InlineFunctions()(model).model
-    except (RuntimeError, ValueError) as error:
-        return [Finding("error", "", "", f"The local functions cannot be inlined: {error}", "Export the model again.")]
+    except ModelError as error:
+        return [Finding("error", "", "", str(error), "Export the model and its functions with one opset.")]
     typed = inlined.with_proto(infer_leniently(inlined))
     findings = []
     for site in sites(typed):

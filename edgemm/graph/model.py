@@ -199,7 +199,7 @@ def _parse(data: bytes, name: str) -> ModelProto:
         proto.ParseFromString(data)
     except DecodeError as error:
         # An ONNX file starts with field 1, the IR version, as a small number.
-        if data[0] == 0x08 and len(data) > 1 and 3 <= data[1] < 32:
+        if data[0] == 0x08 and (len(data) == 1 or 3 <= data[1] < 32):
             raise ModelError(
                 f"{name} starts like an ONNX model, but is cut off or damaged after {len(data)} bytes. "
                 "Copy or export it again."
@@ -225,6 +225,7 @@ def _finish(proto: ModelProto, folder: Path | None, path: Path | None) -> Model:
         raise ModelError("The graph has no output, so there is nothing to run. Export the model with its outputs.")
     for graph in walk.graphs(proto.graph):
         _drop_initializer_inputs(graph)
+    _check_functions(proto)
     walk.sort_nodes(proto.graph)
     _check_names(proto.graph, frozenset())
     external = [tensor for tensor in walk.tensors(proto) if is_external(tensor)]
@@ -269,6 +270,24 @@ def _check_opset(proto: ModelProto) -> None:
             f"The model is written for opset {version}; edgemm reads {OLDEST_OPSET} to {NEWEST_OPSET}. Export it with "
             f"opset_version={NEWEST_OPSET} or lower."
         )
+
+
+def _check_functions(proto: ModelProto) -> None:
+    """Raise ModelError if a local function calls itself, directly or through others."""
+    calls = {
+        (function.domain, function.name): {(node.domain, node.op_type) for node in walk.nodes(function)}
+        for function in proto.functions
+    }
+    reached = {key: called & calls.keys() for key, called in calls.items()}
+    for _ in calls:
+        # One more level of calls a round.
+        reached = {key: found.union(*(reached[other] for other in found)) for key, found in reached.items()}
+    for key, found in reached.items():
+        if key in found:
+            raise ModelError(
+                f'The local function "{key[0]}.{key[1]}" calls itself, which ONNX does not allow. Export the model '
+                "with a Loop instead."
+            )
 
 
 def _drop_initializer_inputs(graph: GraphProto) -> None:

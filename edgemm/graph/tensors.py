@@ -45,7 +45,6 @@ _NAMES = {
 _TYPES: dict[int, tuple[str, int]] = {
     number: _NAMES[name] for name, number in TensorProto.DataType.items() if name in _NAMES
 }
-_ELEM_TYPES = {name: number for number, (name, _) in _TYPES.items()}
 _CHUNK_BYTES = 1 << 22
 
 
@@ -55,11 +54,6 @@ def dtype_name(elem_type: int) -> str:
     Raises ModelError for a number that ONNX does not define.
     """
     return _type(elem_type)[0]
-
-
-def elem_type_of(dtype: str) -> int:
-    """Return the ONNX element type of a numpy dtype name; the inverse of `dtype_name`."""
-    return _ELEM_TYPES[dtype]
 
 
 def _type(elem_type: int) -> tuple[str, int]:

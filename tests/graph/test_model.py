@@ -80,7 +80,7 @@ def test_what_is_no_onnx_file_is_refused_with_words(tmp_path: Path, content: byt
 @given(share=st.floats(0.0, 0.999))
 def test_a_truncated_file_is_refused_wherever_it_ends(share: float) -> None:
     data = matmul(width=6).SerializeToString()
-    with pytest.raises(ModelError, match="cut off|empty file|no ONNX graph"):
+    with pytest.raises(ModelError, match=r"cut off|empty file|no ONNX graph"):
         from_bytes(data[: int(share * len(data))])
 
 
@@ -98,7 +98,7 @@ def test_an_old_opset_says_how_to_convert(opset: int) -> None:
 
 
 def test_a_new_opset_says_what_to_export() -> None:
-    with pytest.raises(ModelError, match="opset 24.*opset_version=23"):
+    with pytest.raises(ModelError, match=r"opset 24.*opset_version=23"):
         graph_text.model("(float[3] x) => (float[3] y) { y = Relu(x) }", opset=24)
 
 
@@ -191,6 +191,15 @@ def test_a_local_function_is_loaded() -> None:
         functions='<domain: "mine", opset_import: ["" : 17]> Twice (a) => (b) { b = Add(a, a) }',
     )
     assert [function.name for function in model.proto.functions] == ["Twice"]
+
+
+def test_a_function_that_calls_itself_is_refused() -> None:
+    functions = "".join(
+        f'<domain: "mine", opset_import: ["" : 17, "mine" : 1]> {name} (a) => (b) {{ b = mine.{inner}(a) }}'
+        for name, inner in (("F", "G"), ("G", "F"))
+    )
+    with pytest.raises(ModelError, match=r'"mine\.F" calls itself'):
+        graph_text.model("(float[3] x) => (float[3] y) { y = mine.F(x) }", domains=', "mine" : 1', functions=functions)
 
 
 # Digest
@@ -320,7 +329,7 @@ def test_missing_and_short_external_data_are_refused(tmp_path: Path) -> None:
 def test_nonsense_in_the_external_reference_is_refused(tmp_path: Path, key: str, value: str) -> None:
     path = save_external(matmul(), tmp_path)
     set_entry(path, key, value)
-    with pytest.raises(ModelError, match="needs 160000 bytes|not a number"):
+    with pytest.raises(ModelError, match=r"needs 160000 bytes|not a number"):
         load(path)
 
 

@@ -374,6 +374,9 @@ def random_graph(
         step = allowed[int(rng.integers(len(allowed)))]
         if STEPS[step](make):
             done.append(step)
+    if not any(name not in make.feeds for name in make.values):
+        # Nothing but dead nodes: a model needs an output.
+        make.put("Relu", ["vector"], make.values["vector"])
     read = {name for node in make.nodes for name in node.input}
     read |= {
         name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from onnx import GraphProto, ModelProto, shape_inference
+from onnx import GraphProto, ModelProto, checker, shape_inference
 
 from edgemm.errors import ModelError
 from edgemm.graph import walk
@@ -68,7 +68,7 @@ def infer_leniently(model: Model) -> ModelProto:
     skeleton = model.skeleton()
     try:
         return shape_inference.infer_shapes(skeleton, data_prop=True)
-    except (shape_inference.InferenceError, RuntimeError, ValueError):
+    except (shape_inference.InferenceError, checker.ValidationError, RuntimeError, ValueError):
         return skeleton
 
 
@@ -91,7 +91,7 @@ def _infer(skeleton: ModelProto) -> tuple[ModelProto, list[str]]:
         if blamed.group(1) == "If":
             notes.append(f"a branch of an If cannot run with these shapes, so it must not be taken: {_reason(error)}")
         return shape_inference.infer_shapes(skeleton, data_prop=True), notes
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, checker.ValidationError) as error:
         # onnx raises plain RuntimeError for what its own code does not expect.
         raise shape_inference.InferenceError(str(error)) from error
 

@@ -29,9 +29,19 @@ class InlineFunctions:
         if not chosen:
             return PassResult(model, False)
         # The inliner serialises: hand it the model without its large weights, and put those back.
-        inlined = inliner.inline_selected_functions(
-            model.skeleton(), [(item.domain, item.name) for item in chosen], exclude=False
-        )
+        skeleton = model.skeleton()
+        try:
+            inlined = inliner.inline_selected_functions(
+                skeleton, [(item.domain, item.name) for item in chosen], exclude=False
+            )
+        except RuntimeError as error:
+            # Functions of another opset than the model's; converting them works for all functions only.
+            if len(chosen) != len(model.proto.functions):
+                raise _refused(error) from error
+            try:
+                inlined = inliner.inline_local_functions(skeleton, convert_version=True)
+            except RuntimeError as again:
+                raise _refused(again) from again
         whole = {tensor.name: tensor for tensor in model.proto.graph.initializer}
         for tensor in inlined.graph.initializer:
             tensor.CopyFrom(whole[tensor.name])
@@ -42,3 +52,10 @@ class InlineFunctions:
         left = [item.name for item in after.proto.functions if item.domain not in KEPT_DOMAINS]
         if left:
             raise ModelError(f'The function "{left[0]}" was not inlined. Report the model.')
+
+
+def _refused(error: RuntimeError) -> ModelError:
+    return ModelError(
+        f"onnx cannot inline the model's functions: {str(error).strip().splitlines()[0]} "
+        "Export the model and its functions with one opset."
+    )
