@@ -640,8 +640,10 @@ class Module:
 
     def close(self) -> None:
         """Give the module back."""
-        self._functions.clear()
-        self._driver.unload(self._module)
+        if self._module is not None:
+            self._driver.unload(self._module)
+            self._functions.clear()
+            self._module = None
 
 
 class Graph:

@@ -189,7 +189,8 @@ EDGEMM_KERNEL(edgemm_frame_prep, FramePrep, 256) {
     value[0] = p.color == kToBgr ? rgb.z : rgb.x;
     value[1] = rgb.y;
     value[2] = p.color == kToBgr ? rgb.x : rgb.z;
-    if (p.color == kToGray) value[0] = fmaf(0.299f, rgb.x, fmaf(0.587f, rgb.y, 0.114f * rgb.z));  // BT.601 luma
+    if (p.color == kToGray && p.format != kGray)  // BT.601 luma; a gray picture stays exactly as it is
+      value[0] = fmaf(0.299f, rgb.x, fmaf(0.587f, rgb.y, 0.114f * rgb.z));
   }
   const int channels = p.color == kToGray ? 1 : 3;
   const long long plane = static_cast<long long>(p.out_width) * p.out_height;
