@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgemm.errors import KernelError, UsageError
-from edgemm.kernels.compile import compile_kernel, find_compiler, sources
+from edgemm.kernels.compile import compile_kernel, find_compiler, minimum_arch, sources
 
 DEFAULT_ARCHES = (75, 80, 86, 87, 89, 90, 110, 120)
 """Turing to Blackwell, with Orin (87) and Thor (110)."""
@@ -16,11 +16,12 @@ DEFAULT_ARCHES = (75, 80, 86, 87, 89, 90, 110, 120)
 
 @dataclass(frozen=True)
 class BuiltKernel:
-    """One cubin that has been written."""
+    """One cubin that has been written, or that the architecture cannot have."""
 
     source: str
     arch: int
-    path: Path
+    path: Path | None
+    """None: the architecture lacks what the source needs."""
     size_bytes: int
     compiler: str
 
@@ -41,6 +42,9 @@ def build_kernels(
     chosen = {arch: find_compiler(arch) for arch in arches}
     for arch in arches:
         for source in sources():
+            if arch < minimum_arch(source):
+                yield BuiltKernel(source, arch, None, 0, str(chosen[arch]))
+                continue
             binary = compile_kernel(source, arch, compiler=chosen[arch], cache_dir=cache_dir)
             target = output_dir / f"sm_{arch}" / f"{source}.cubin"
             try:

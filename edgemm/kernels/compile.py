@@ -36,6 +36,12 @@ FLAGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """What a source needs beyond the common flags."""
 
+TOOLKIT = "/usr/local/cuda"
+"""Where a CUDA toolkit is if nothing names another place: a Jetson's is not on PATH."""
+
+WHEELS = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu13", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc-cu11")
+"""Python packages that hold NVRTC."""
+
 _COMMON = ("-std=c++17",)
 _INSTALL = (
     "Install the CUDA toolkit (nvcc), or the compiler as a library: "
@@ -61,6 +67,11 @@ class Compiler:
 def sources() -> tuple[str, ...]:
     """The names of the CUDA sources that edgemm has."""
     return tuple(sorted(path.stem for path in source_dir().glob("*.cu")))
+
+
+def minimum_arch(source: str) -> int:
+    """The oldest compute capability that a source can be compiled for."""
+    return 75 if source.startswith("attention_d") else 70
 
 
 def compilers() -> tuple[Compiler, ...]:
@@ -97,6 +108,10 @@ def compile_kernel(
     path = source if isinstance(source, Path) else source_dir() / f"{source}.cu"
     if not path.is_file():
         raise KernelError(f"Found no CUDA source {path.name}; expected one of {', '.join(sources())}.")
+    if arch < minimum_arch(path.stem):
+        raise KernelError(
+            f"{path.name} needs sm_{minimum_arch(path.stem)} or newer, for the tensor cores; found sm_{arch}."
+        )
     compiler = compiler or find_compiler(arch)
     if arch not in compiler.archs:
         raise KernelError(
@@ -137,7 +152,7 @@ def _nvcc_paths() -> Iterator[str]:
     seen: set[str] = set()
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     candidates = [str(Path(home) / "bin" / "nvcc") for home in homes if home]
-    candidates += [shutil.which("nvcc") or "", "/usr/local/cuda/bin/nvcc"]  # a Jetson's is not on PATH
+    candidates += [shutil.which("nvcc") or "", f"{TOOLKIT}/bin/nvcc"]
     for candidate in candidates:
         if candidate and os.access(candidate, os.X_OK) and os.path.realpath(candidate) not in seen:
             seen.add(os.path.realpath(candidate))
@@ -152,13 +167,13 @@ def _nvrtc_paths() -> Iterator[str]:
         return
     pattern = re.compile(r"^libnvrtc\.so\.\d+(\.\d+)*$")
     seen: set[str] = set()
-    for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu13", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc-cu11"):
+    for name in WHEELS:
         try:
             files = importlib.metadata.files(name) or ()
         except importlib.metadata.PackageNotFoundError:
             continue
         seen.update(str(file.locate()) for file in files if pattern.match(file.name))
-    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
+    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), TOOLKIT):
         if home:
             seen.update(os.path.realpath(path) for path in glob.glob(f"{glob.escape(home)}/lib*/libnvrtc.so.[0-9]*"))
     yield from sorted(path for path in seen if os.path.isfile(path))
