@@ -19,11 +19,14 @@ import numpy as np
 
 from edgemm import bundle as bundles
 from edgemm import recipe as recipes
-from edgemm.bundle import ModelEntry, Variant
+from edgemm.bundle import ModelEntry, PlanEntry, Variant
 from edgemm.calibration_data import CalibrationSource, Data, split
+from edgemm.engine import compiled, targets, trt_flavour
 from edgemm.engine.executor import OnnxRuntimeExecutor
-from edgemm.errors import CalibrationError, ModelError, RecipeError, UsageError
-from edgemm.graph import Model, check, load
+from edgemm.engine.gpu import find_gpu
+from edgemm.engine.targets import Target
+from edgemm.errors import CalibrationError, EngineError, ModelError, RecipeError, UsageError
+from edgemm.graph import Model, Report, check, load
 from edgemm.graph.passes import FixDims, FoldConstants, InferShapes, Pass, RemoveDead, ToHalf
 from edgemm.graph.passes import run as run_passes
 from edgemm.quant import (
@@ -96,6 +99,8 @@ class BuildReport:
     target: str
     seconds: float
     models: Sequence[ModelReport]
+    plans: Sequence[str] = ()
+    """What was compiled for the target, or when it will be, in sentences."""
 
     def to_json(self) -> str:
         """The report as JSON."""
@@ -135,13 +140,14 @@ def build(
     began = time.perf_counter()
     tell = progress or (lambda message: None)
     source, output = Path(source), Path(output)
+    device = None if target == "cpu" else targets.get(target)
     settings = Settings(precision, observer, max_drop, Path(ranges) if ranges else None, target)
     recipe = _read(source)
     models: dict[str, ModelEntry] = {}
     reports: list[ModelReport] = []
     files: dict[str, bytes | Path] = {}
     with tempfile.TemporaryDirectory(prefix="edgemm-build-") as scratch:
-        floats = {name: _load(recipe, name, source, tell) for name in recipe.models}
+        floats = {name: _load(recipe, name, source, device, tell) for name in recipe.models}
         graphs = {name: loaded.model for name, loaded in floats.items()}
         given = calibration
         if given is None and recipe.calibration.source is not None:
@@ -153,9 +159,11 @@ def build(
             reports.append(report)
             if export_ranges is not None:
                 _export_ranges(Path(export_ranges), work.ranges, name, len(floats))
+        plans, said = ([], []) if device is None else _compile(recipe, models, files, device, tell)
         tell(f"writing {output}")
-        written = bundles.write(output, recipe=recipe, models=models, files=files, target=target)
-    return BuildReport(str(output), written.digest, output.stat().st_size, target, time.perf_counter() - began, reports)
+        written = bundles.write(output, recipe=recipe, models=models, files=files, target=target, plans=plans)
+    seconds = time.perf_counter() - began
+    return BuildReport(str(output), written.digest, output.stat().st_size, target, seconds, reports, said)
 
 
 # read
@@ -181,22 +189,14 @@ class _Loaded:
     opset: int
 
 
-def _load(recipe: Recipe, name: str, source: Path, tell: Progress) -> _Loaded:
+def _load(recipe: Recipe, name: str, source: Path, device: Target | None, tell: Progress) -> _Loaded:
     wanted = recipe.models[name]
     path = source.parent / wanted.file
     tell(f"{name}: loading {path.name}")
     model = load(path)
     recipes.check_tensors(name, wanted, model.inputs, model.outputs, source.name)
     tell(f"{name}: checking")
-    report = check(model, "onnxruntime")
-    if not report.ok:
-        worst = report.findings[0]
-        where = f' at "{worst.node}"' if worst.node else ""
-        more = len([f for f in report.findings if f.severity == "error"]) - 1
-        raise ModelError(
-            f"{path} cannot run{where}: {worst.reason} {worst.remedy}"
-            + (f" ({more} more: edgemm check {path})" if more else "")
-        )
+    _refuse(path, check(model, "onnxruntime"))
     sizes = {dim: size for dim, size in wanted.dims.items() if isinstance(size, int)}
     known = {d for spec in model.inputs for d in spec.shape if isinstance(d, str)}
     unknown = set(wanted.dims) - known
@@ -208,7 +208,21 @@ def _load(recipe: Recipe, name: str, source: Path, tell: Progress) -> _Loaded:
     steps: list[Pass] = [FixDims(sizes)] if sizes else []
     steps += [InferShapes(), FoldConstants(), RemoveDead(), InferShapes()]
     prepared = run_passes(model, steps)
+    if device is not None and device.release is not None:
+        # After folding: what constants and static shapes take out of the graph is nobody's problem.
+        engine = "tensorrt-rtx" if device.family == "rtx" else "tensorrt"
+        _refuse(path, check(prepared.model, engine), f" on {device.title}")
     return _Loaded(prepared.model, prepared.notes, model.opset)
+
+
+def _refuse(path: Path, report: Report, where: str = "") -> None:
+    """Raise ModelError with the first of a report's errors, if it has any."""
+    errors = [finding for finding in report.findings if finding.severity == "error"]
+    if errors:
+        worst = errors[0]
+        place = f' at "{worst.node}"' if worst.node else ""
+        more = f" ({len(errors) - 1} more: edgemm check {path} --engine {report.engine})" if len(errors) > 1 else ""
+        raise ModelError(f"{path} cannot run{where}{place}: {worst.reason} {worst.remedy}{more}")
 
 
 # calibrate
@@ -481,6 +495,53 @@ def _decision(kind: Output) -> Decision | None:
             logit = float(np.log(kind.threshold) - np.log1p(-kind.threshold))
         return lambda array: array >= logit
     return None
+
+
+# compile
+
+
+def _compile(
+    recipe: Recipe,
+    models: Mapping[str, ModelEntry],
+    files: dict[str, bytes | Path],
+    device: Target,
+    tell: Progress,
+) -> tuple[list[PlanEntry], list[str]]:
+    """Compile what can be compiled here for the target, into `files`; say what cannot, and when it will be."""
+    later = f"the plan will be compiled on {device.title}, at the first run or by: edgemm build engine BUNDLE"
+    if device.release is None:
+        return [], [f"{device.title} has no TensorRT that edgemm builds for: it runs on onnxruntime there"]
+    wanted = "tensorrt-rtx" if device.family == "rtx" else "tensorrt"
+    flavour = next((found for found in trt_flavour.flavours() if found.name == wanted), None)
+    if flavour is None:
+        hint = ' To compile it here: pip install "edgemm[rtx]"' if wanted == "tensorrt-rtx" else ""
+        return [], [later + "." + hint]
+    plans: list[PlanEntry] = []
+    said: list[str] = []
+    for name, entry in models.items():
+        options = compiled.options_for(recipe, name, entry)
+        for precision, variant in entry.variants.items():
+            member, digest, data = compiled.graph_member(variant)
+            content = files[member]
+            if data is not None:
+                said.append(f"{name}, {precision}: over 2 GB; {later}")
+                continue
+            tell(f"{name}: compiling the {precision} plan for {device.title}")
+            gpu = None if flavour.builds_without_gpu else find_gpu()
+            try:
+                plan = compiled.compile_for(flavour, device, content, digest, precision, options, gpu=gpu, tell=tell)
+            except EngineError as error:
+                said.append(f"{name}, {precision}: no plan: {error}")
+                continue
+            file = f"plans/{plan.key.id}.plan"
+            files[file] = plan.to_bytes()
+            plans.append(PlanEntry(file=file, model=name, key=asdict(plan.key)))
+            said.append(
+                f"{name}, {precision}: compiled for {device.sm} by {flavour.title} in "
+                f"{plan.seconds:.1f} s, {len(plan.data) / 1e6:.2f} MB"
+            )
+            said += [f"{name}, {precision}: {warning}" for warning in plan.warnings[:3]]
+    return plans, said
 
 
 # write

@@ -225,7 +225,7 @@ class Model(_Node, frozen=True):
     hold: Duration | None = None
     """How long the gate stays open after its condition last held."""
     dims: dict[str, int | list[int]] = {}
-    """Values of symbolic dimensions: a number, or [min, opt, max] for an optimization profile."""
+    """Values of symbolic dimensions: a number, or [min, opt, max] for an optimization profile (more threes, more)."""
     precision: Precision | None = None
     """Overrides the recipe's precision for this model."""
     keep_float: list[str] = []
@@ -270,6 +270,24 @@ class Calibration(_Node, frozen=True):
     observer: Literal["min-max", "percentile", "entropy", "mse"] = "entropy"
 
 
+class TensorRT(_Node, frozen=True):
+    """How TensorRT compiles the plans. Names are TensorRT's own; precision is not here: it is in the graph."""
+
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
+    """0 builds fastest, 5 searches longest; TensorRT's default is 3."""
+    memory_pools_mb: dict[str, PositiveInt] = {}
+    """Limits by pool, e.g. { WORKSPACE = 512 }."""
+    tactic_sources: list[str] | None = None
+    dla_core: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    dla_strict: bool = False
+    """True: a layer that the DLA cannot run is an error; otherwise it runs on the GPU, and the build says which."""
+    sparsity: bool = False
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None
+    strip_weights: bool = False
+    refit: bool = False
+
+
 class Recipe(_Node, frozen=True):
     """A whole recipe; `load` reads one from a file."""
 
@@ -284,6 +302,7 @@ class Recipe(_Node, frozen=True):
     precision: Precision = "auto"
     accuracy: Accuracy = Accuracy()
     calibration: Calibration = Calibration()
+    tensorrt: TensorRT = TensorRT()
 
     def precision_of(self, model: str) -> Precision:
         """The precision wanted for one model."""
@@ -453,7 +472,9 @@ def _problems(recipe: Recipe) -> Iterator[Problem]:
             yield (*path, "hop"), f'"{model.hop}" needs exactly one audio stream among the inputs, to know its rate'
         for key, value in model.dims.items():
             sizes = value if isinstance(value, list) else [value]
-            if not (len(sizes) in (1, 3) and all(s > 0 for s in sizes) and sizes == sorted(sizes)):
+            triples = [sizes[i : i + 3] for i in range(0, len(sizes), 3)]
+            whole = isinstance(value, int) or (sizes and len(sizes) % 3 == 0)
+            if not whole or min(sizes) < 1 or any(triple != sorted(triple) for triple in triples):
                 yield (*path, "dims", key), f"expected a positive number or [min, opt, max], found {value}"
         seen.append(name)
 

@@ -33,8 +33,16 @@ class Calibrator(str, Enum):
 
 @app.command()
 def engine(
-    source: Annotated[Path, typer.Argument(help="An ONNX model or a recipe.", metavar="MODEL.onnx|RECIPE.toml")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.", metavar="OUT.edgemm")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="An ONNX model or a recipe; or on the board a bundle, whose plans are then compiled into the cache.",
+            metavar="MODEL.onnx|RECIPE.toml|BUNDLE",
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The bundle to write.", metavar="OUT.edgemm")
+    ] = None,
     precision: Annotated[
         Precision | None, typer.Option(help="auto keeps int8 only where it is accurate enough and faster here.")
     ] = None,
@@ -47,7 +55,9 @@ def engine(
         Path | None, typer.Option(help="Calibration ranges from --export-ranges, perhaps edited, instead of data.")
     ] = None,
     export_ranges: Annotated[Path | None, typer.Option(help="Write the calibration ranges here, as JSON.")] = None,
-    target: Annotated[str, typer.Option(help="The device to build for.", metavar="NAME")] = "cpu",
+    target: Annotated[
+        str, typer.Option(help="The device to build for, a name that `edgemm targets` lists.", metavar="NAME")
+    ] = "cpu",
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write a report of the build.", metavar="FILE")
     ] = None,
@@ -62,9 +72,21 @@ def engine(
       edgemm build engine recipe.toml -o out.edgemm
 
       edgemm build engine model.onnx -o out.edgemm --precision int8 --calibration samples/
+
+      edgemm build engine recipe.toml -o out.edgemm --target orin-nano
+
+      edgemm build engine out.edgemm        (on the board: compile its plans now, not at the first run)
     """
     import edgemm
+    from edgemm.bundle import is_bundle
     from edgemm.cli.tables import build_table
+    from edgemm.errors import UsageError
+
+    if is_bundle(source) and output is None:
+        _compile(source, precision.value if precision else "auto", quiet)
+        return
+    if output is None:
+        raise UsageError("Where to? Name the bundle to write: -o OUT.edgemm")
 
     with progress(quiet) as show:
         report = edgemm.build(
@@ -83,3 +105,46 @@ def engine(
         json_out.write_text(report.to_json(), encoding="utf-8")
     if not quiet:
         typer.echo(build_table(report))
+
+
+def _compile(path: Path, precision: str, quiet: bool) -> None:
+    """Compile the plans of a bundle for the GPU in this machine, into the cache."""
+    from edgemm import bundle
+    from edgemm.engine import compiled
+    from edgemm.errors import EngineError
+
+    opened = bundle.open(path)
+    flavour = compiled.flavour_for("auto")
+    if flavour is None:
+        raise EngineError(
+            f"{path} is a bundle, and there is no TensorRT here to compile its plans. "
+            "See what is missing: edgemm doctor"
+        )
+    with progress(quiet) as show:
+        for name, entry in opened.models.items():
+            wanted = entry.precision if precision == "auto" else precision
+            found = compiled.plan_for_device(opened, name, wanted, flavour, tell=show)
+            if not quiet:
+                typer.echo(
+                    f"{name}, {wanted}: {'compiled' if found.origin == 'built' else f'was in the {found.origin}'}, "
+                    f"{len(found.plan.data) / 1e6:.2f} MB"
+                )
+                for note in found.notes:
+                    typer.echo(note)
+
+
+@app.command()
+def kernels(
+    arch: Annotated[
+        list[int] | None, typer.Option(help="Architecture: 87 is Orin, 110 is Thor; repeat for several.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the cubins.")] = Path("cubins"),
+) -> None:
+    """Compile edgemm's CUDA kernels, with nvcc or NVRTC. Needs no GPU.
+
+    Example:  edgemm build kernels --arch 87 --arch 110
+    """
+    from edgemm.cli.build_kernels import DEFAULT_ARCHES, build_kernels
+
+    for built in build_kernels(arch or DEFAULT_ARCHES, output):
+        typer.echo(f"{built.path}  {built.size_bytes} bytes, by {built.compiler}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgemm import __version__
-from edgemm.cli import build, cache, check, demo, doctor, inspect, profile, recipe, run
+from edgemm.cli import build, cache, check, demo, doctor, inspect, profile, recipe, run, targets
 from edgemm.errors import EdgemmError
 
 # Plain help: with rich, `--help` takes three times as long.
@@ -33,6 +33,7 @@ app.command("check")(check.check)
 app.command("inspect")(inspect.inspect)
 app.command("recipe")(recipe.recipe)
 app.command("doctor")(doctor.doctor)
+app.command("targets")(targets.targets)
 app.command("demo")(demo.demo)
 app.add_typer(cache.app, name="cache")
 

@@ -49,6 +49,7 @@ def build_table(report: BuildReport) -> str:
             lines += [f"{node} stays in float: {why}" for node, why in variant.left_in_float.items()]
         lines += [f"note: {note}" for note in model.notes]
         lines.append("")
+    lines += report.plans
     lines.append(f"Wrote {report.path}, {report.bytes / 1e6:.2f} MB, for {report.target}, in {report.seconds:.1f} s.")
     return "\n".join(lines)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgemm import cache
 from edgemm.bundle import Bundle, Variant
 from edgemm.engine.onnxruntime import OnnxRuntimeEngine
 from edgemm.engine.protocol import Engine
-from edgemm.errors import UsageError
+from edgemm.errors import EngineError, UsageError
 
 EngineName = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 ENGINES: tuple[EngineName, ...] = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
@@ -23,6 +23,11 @@ class Choice:
     engine: Engine
     precision: str
     reason: str
+    """Why this precision."""
+    fallback: str | None = None
+    """Why it is onnxruntime although there is a TensorRT and a GPU here; every result carries it."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user: where the plan came from, why another did not serve."""
 
 
 def choose(
@@ -33,11 +38,13 @@ def choose(
     precision: str = "auto",
     threads: int = 1,
     profile_layers: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> Choice:
     """Choose the engine and the precision for one model of a bundle. Nothing is loaded until it is entered.
 
-    Raises UsageError for a model or precision that the bundle does not hold, EngineError where an engine that was
-    asked for by name cannot run here.
+    "auto" takes TensorRT where there is one and a GPU, compiling the plan if need be, and onnxruntime elsewhere; if
+    TensorRT then refuses, `fallback` says why. Raises UsageError for a model or precision that the bundle does not
+    hold, EngineError where an engine that was asked for by name cannot run here.
     """
     entry = bundle.models.get(model)
     if entry is None:
@@ -52,17 +59,49 @@ def choose(
     reason = entry.reason if precision == "auto" else "asked for"
     if engine not in ENGINES:
         raise UsageError(f'There is no engine "{engine}", expected one of: {", ".join(ENGINES)}.')
-    loaded = OnnxRuntimeEngine(_graph(bundle, variant), entry.states, threads=threads, profile_layers=profile_layers)
-    return Choice(loaded, wanted, reason)
+    fallback = None
+    if engine != "onnxruntime":
+        try:
+            loaded = _tensorrt(bundle, model, wanted, engine, profile_layers, tell)
+        except EngineError as error:
+            if engine != "auto":
+                raise
+            fallback = f"not on TensorRT: {error}"
+        else:
+            if loaded is not None:
+                return Choice(loaded[0], wanted, reason, notes=loaded[1])
+    if fallback is not None and tell is not None:
+        tell(f"{model}: runs on onnxruntime, {fallback}")
+    on_cpu = OnnxRuntimeEngine(_graph(bundle, variant), entry.states, threads=threads, profile_layers=profile_layers)
+    return Choice(on_cpu, wanted, reason, fallback)
+
+
+def _tensorrt(
+    bundle: Bundle,
+    model: str,
+    precision: str,
+    engine: EngineName,
+    profile_layers: bool,
+    tell: Callable[[str], None] | None,
+) -> tuple[Engine, tuple[str, ...]] | None:
+    """A TensorRT engine, or None if "auto" finds no TensorRT or no GPU. Raises EngineError, MissingExtraError."""
+    from edgemm.engine import compiled
+    from edgemm.engine.gpu import find_gpu
+    from edgemm.engine.trt import TensorRTEngine
+
+    flavour = compiled.flavour_for(engine)
+    gpu = find_gpu() if flavour is not None else None
+    if flavour is None or (gpu is None and engine == "auto"):
+        return None
+    found = compiled.plan_for_device(bundle, model, precision, flavour, gpu=gpu, tell=tell)
+    states = bundle.models[model].states
+    return TensorRTEngine(found.plan, states, flavour=flavour, profile_layers=profile_layers), found.notes
 
 
 def _graph(bundle: Bundle, variant: Variant) -> bytes | Path:
     """The graph in memory, or, with external data, unpacked once into the cache under its digest."""
     if variant.data is None:
         return bundle.read(variant.file)
-    target = cache.folder("models") / variant.digest
-    graph, data = target / Path(variant.file).name, target / Path(variant.data).name
-    for member, file in ((variant.data, data), (variant.file, graph)):
-        if not file.is_file() or file.stat().st_size != bundle.manifest.files[member].size:
-            bundle.extract(member, target)
-    return graph
+    from edgemm.engine.compiled import extracted
+
+    return extracted(bundle, variant.file, variant.data, variant.digest)

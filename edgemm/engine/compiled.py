@@ -1,0 +1,154 @@
+"""From a bundle to a TensorRT plan for the device at hand: taken from the bundle, from the cache, or compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgemm import cache
+from edgemm.bundle import Bundle, ModelEntry, Variant
+from edgemm.engine import targets, trt_build, trt_flavour, trt_plan
+from edgemm.engine.gpu import Gpu, find_gpu
+from edgemm.engine.targets import Target
+from edgemm.engine.trt_cache import Host, PlanCache, preflight
+from edgemm.engine.trt_flavour import Flavour
+from edgemm.engine.trt_plan import BuildOptions, Plan, PlanKey
+from edgemm.errors import EngineError
+from edgemm.recipe import Recipe
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan that fits the device at hand, and how it was come by."""
+
+    plan: Plan
+    origin: str
+    """"bundle", "cache" or "built"."""
+    notes: tuple[str, ...] = ()
+
+
+def options_for(recipe: Recipe, model: str, entry: ModelEntry) -> BuildOptions:
+    """The build options of one model: its shapes from the recipe's `dims`, the rest from the recipe's [tensorrt]."""
+    wanted = recipe.tensorrt
+    ranges = {name: sizes for name, sizes in recipe.models[model].dims.items() if isinstance(sizes, list)}
+    return BuildOptions(
+        profiles=trt_plan.profiles_of(entry.inputs, ranges),
+        memory_pools={pool: megabytes << 20 for pool, megabytes in wanted.memory_pools_mb.items()},
+        optimization_level=wanted.optimization_level,
+        tactic_sources=None if wanted.tactic_sources is None else tuple(wanted.tactic_sources),
+        dla_core=wanted.dla_core,
+        dla_strict=wanted.dla_strict,
+        sparsity=wanted.sparsity,
+        version_compatible=wanted.version_compatible,
+        hardware_compatibility=wanted.hardware_compatibility,
+        strip_weights=wanted.strip_weights,
+        refit=wanted.refit,
+    )
+
+
+def graph_member(variant: Variant) -> tuple[str, str, str | None]:
+    """The member with the graph for TensorRT, its digest, and the member with its external data if it has any."""
+    if variant.tensorrt is not None:
+        return variant.tensorrt, variant.tensorrt_digest or "", variant.tensorrt_data
+    return variant.file, variant.digest, variant.data
+
+
+def compile_for(
+    flavour: Flavour,
+    target: Target,
+    model: bytes | Path,
+    digest: str,
+    precision: str,
+    options: BuildOptions,
+    *,
+    gpu: Gpu | None = None,
+    tell: Tell | None = None,
+) -> Plan:
+    """Compile one graph, with progress in words. Raises EngineError."""
+    phases: set[str] = set()
+
+    def progress(step: trt_build.Progress) -> None:
+        if tell is not None and not step.parent and step.phase not in phases:
+            phases.add(step.phase)
+            tell(f"{flavour.title}: {step.phase}")
+
+    return trt_build.build_plan(
+        model,
+        options,
+        target,
+        flavour=flavour,
+        graph=digest,
+        precision=precision,
+        gpu=gpu,
+        timing_cache=cache.folder("timings"),
+        progress=progress,
+    )
+
+
+def plan_for_device(
+    bundle: Bundle, model: str, precision: str, flavour: Flavour, *, gpu: Gpu | None = None, tell: Tell | None = None
+) -> Found:
+    """The plan of one model for the GPU in this machine.
+
+    A plan of the bundle is taken if its key fits, else one of the cache; else it is compiled, once, however many
+    processes ask. Raises EngineError if there is no GPU, or TensorRT refuses the graph.
+    """
+    gpu = gpu or find_gpu()
+    if gpu is None:
+        raise EngineError(
+            f"{flavour.title} needs an NVIDIA GPU with its driver, and none was found. "
+            "Run on the CPU: --engine onnxruntime"
+        )
+    target = targets.of_device(gpu.name, gpu.compute_capability)
+    entry = bundle.models[model]
+    options = options_for(bundle.recipe, model, entry)
+    member, digest, data = graph_member(entry.variants[precision])
+    key = trt_build.plan_key(flavour, options, target, graph=digest, precision=precision, gpu=gpu)
+    host = Host(flavour.name, flavour.version, gpu.compute_capability, gpu.name, gpu.integrated, target.dla_cores)
+    notes: list[str] = []
+    for listed in bundle.manifest.plans:
+        if listed.model != model or listed.key.get("graph") != digest or listed.key.get("precision") != precision:
+            continue
+        try:
+            preflight(PlanKey(**listed.key), host)
+        except EngineError as error:
+            notes.append(str(error))
+            continue
+        return Found(trt_plan.read_plan(bundle.read(listed.file)), "bundle")
+
+    def build() -> Plan:
+        if tell is not None:
+            tell(f"{model}: compiling the {precision} plan for {gpu.name}; this is done once")
+        graph = bundle.read(member) if data is None else extracted(bundle, member, data, digest)
+        return compile_for(flavour, target, graph, digest, precision, options, gpu=gpu, tell=tell)
+
+    def waiting() -> None:
+        if tell is not None:
+            tell(f"{model}: another process is compiling this plan; waiting for it")
+
+    kept = PlanCache().get_or_build(key, build, waiting)
+    preflight(kept.plan.key, host)
+    return Found(kept.plan, kept.origin, (*notes, *kept.notes))
+
+
+def extracted(bundle: Bundle, member: str, data: str, digest: str) -> Path:
+    """Unpack a graph with external data into the cache, once, under its digest; return the graph's path."""
+    folder = cache.folder("models") / digest
+    for name in (data, member):
+        file = folder / Path(name).name
+        if not file.is_file() or file.stat().st_size != bundle.manifest.files[name].size:
+            bundle.extract(name, folder)
+    return folder / Path(member).name
+
+
+def flavour_for(engine: str) -> Flavour | None:
+    """The TensorRT that an engine's name asks for; for "auto" the first that is here, or None.
+
+    Raises what `trt_flavour.get` raises if one is asked for by name.
+    """
+    if engine == "auto":
+        return next(iter(trt_flavour.flavours()), None)
+    return trt_flavour.get(engine)
