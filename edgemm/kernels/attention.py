@@ -449,6 +449,8 @@ def _bias_strides(view: View, dtypes: Sequence[str], shape: tuple[int, int, int,
         raise KernelError(
             f"bias has shape {list(view.shape)}; expected {list(shape)}, or 1 in any of the first three places."
         )
+    if view.size == 0:
+        return 0, 0, 0
     if view.shape[3] > 1 and view.strides[3] != view.dtype.itemsize:
         raise KernelError(
             f"bias has strides {list(view.strides)}; expected the last dimension contiguous. Copy it first."

@@ -133,8 +133,8 @@ def build(
 ) -> EmulatedModule:
     """Compile the kernels of `source` for the CPU, or take the result of an earlier build from the cache.
 
-    `defines` are preprocessor macros. The cache key is the text of the source and of all headers that it may include, the
-    compiler's version, the flags and the CPU. Raises KernelError with the compiler's words if it fails.
+    `defines` are preprocessor macros. The cache key is the text of the source and of all headers that it may include,
+    the compiler's version, the flags and the CPU. Raises KernelError with the compiler's words if it fails.
     """
     if sanitizer is not None and sanitizer not in _SANITIZERS:
         raise UsageError(f"Found sanitizer {sanitizer!r}, expected None, {', '.join(_SANITIZERS)}.")
@@ -148,6 +148,7 @@ def build(
     kernel_flags = [
         "-O1" if sanitizer else "-O2",
         *_SANITIZERS.get(sanitizer or "", ()),
+        "-ffp-contract=off",  # fused only where the source says fmaf: equal bits whatever the compiler
         "-DEDGEMM_EMULATOR",
         *(f"-D{name}={value}" for name, value in sorted(defines.items())),
         "-Wall",
@@ -193,10 +194,11 @@ def launch(
 ) -> Statistics:
     """Run `kernel` to its end, with `params` as its one argument.
 
-    `grid` and `block` have one to three numbers, x first. Every pointer in `params` (each `c_void_p` field that is not null,
-    also in nested structures and arrays) must point into one of `buffers`, C-contiguous arrays that the kernel reads and writes
-    in place. `seed` 0 runs threads in order; any other draws the order between barriers. Raises LaunchError if the emulator or
-    the sanitizer finds a fault, UsageError if the call itself is wrong.
+    `grid` and `block` have one to three numbers, x first. Every pointer in `params` (each `c_void_p` field that is not
+    null, also in nested structures and arrays) must point into one of `buffers`, arrays without gaps that the kernel
+    reads and writes in place. `seed` 0 runs threads in order; any other draws the order between barriers.
+
+    Raises LaunchError if the emulator or the sanitizer finds a fault, UsageError if the call itself is wrong.
     """
     if block_order not in _BLOCK_ORDERS:
         raise UsageError(f"Found block_order {block_order!r}, expected {', '.join(_BLOCK_ORDERS)}.")

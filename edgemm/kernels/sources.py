@@ -18,5 +18,6 @@ def source_dir(name: str = "csrc") -> Path:
         if folder.is_dir():
             return folder
     raise KernelError(
-        f"Found no CUDA sources {name!r} in {_HERE} nor in a checkout above it. Install edgemm again, or run from a checkout."
+        f"Found no CUDA sources {name!r} in {_HERE} nor in a checkout above it. "
+        "Install edgemm again, or run from a checkout."
     )

@@ -118,6 +118,13 @@ EDGEMM_KERNEL(matrix_product_int8, IO, 32) {
 }
 #endif
 
+EDGEMM_KERNEL(fresh_shared, IO, 32) {
+  EDGEMM_DYNAMIC_SHARED(raw);
+  float* const shared = reinterpret_cast<float*>(raw);
+  static_cast<float*>(p.out)[blockIdx.x * 32 + threadIdx.x] = shared[threadIdx.x];
+  shared[threadIdx.x] = 1.0f;  // the next block must not see it
+}
+
 // mode 0: read after the wait; 1: before it; 2: the source does not exist; 3: two groups, wait for the older
 EDGEMM_KERNEL(copy_async, IO, 32) {
   EDGEMM_DYNAMIC_SHARED(raw);
@@ -179,7 +186,7 @@ EDGEMM_KERNEL(divergent_barrier, IO, 64) {
 }
 
 EDGEMM_KERNEL(early_exit, IO, 64) {
-  if (threadIdx.x == 3) return;
+  if (static_cast<int>(threadIdx.x) == p.mode) return;
   __syncthreads();
 }
 

@@ -53,7 +53,11 @@ OPTIONS = [
     pytest.param({"causal": True}, {"additive": (1, 0, 0), "keys": "lengths"}, id="bias-of-keys"),
     pytest.param({"causal": True}, {"alibi": True}, id="alibi"),
     pytest.param({}, {"relative_span": 4}, id="relative"),
-    pytest.param({"window": (50, 20)}, {"relative_span": 100, "alibi": True, "additive": (0, 1, 1), "keys": "ring"}, id="all-biases"),
+    pytest.param(
+        {"window": (50, 20)},
+        {"relative_span": 100, "alibi": True, "additive": (0, 1, 1), "keys": "ring"},
+        id="all-biases",
+    ),
     pytest.param({}, {"transposed": True}, id="length-before-heads"),
 ]
 
@@ -72,7 +76,12 @@ def test_every_option(runner, head_dim, q_len, kv_len, options, shape):
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_every_head_dimension_and_type(runner, head_dim, dtype):
     options = AttentionOptions(head_dim, dtype, causal=True)
-    for q_len, kv_len, shape in ((67, 131, {}), (40, 70, {"alibi": True}), (3, 131, {}), (9, 50, {"additive": (1, 1, 1)})):
+    for q_len, kv_len, shape in (
+        (67, 131, {}),
+        (40, 70, {"alibi": True}),
+        (3, 131, {}),
+        (9, 50, {"additive": (1, 1, 1)}),
+    ):
         problem = make_problem(options, batch=1, heads=2, q_len=q_len, kv_len=kv_len, seed=head_dim, **shape)
         problem.check(*problem.solve(runner))
 
@@ -99,6 +108,12 @@ def test_split_keys_are_joined(runner, splits, dtype):
 @pytest.mark.parametrize("shape", [{}, {"alibi": True}], ids=["plain", "alibi"])
 def test_empty_one_and_whole_tiles(runner, q_len, kv_len, shape):
     problem = make_problem(AttentionOptions(64), batch=2, heads=2, q_len=q_len, kv_len=kv_len, **shape)
+    problem.check(*problem.solve(runner))
+
+
+@pytest.mark.parametrize("length", [63, 64, 65, 128, 129])
+def test_causal_rows_at_the_edges_of_tiles(runner, length):
+    problem = make_problem(AttentionOptions(32, causal=True), q_len=length, kv_len=length)
     problem.check(*problem.solve(runner))
 
 
@@ -259,7 +274,10 @@ def test_a_stream_over_a_ring_equals_attention_over_its_history(runner, dtype):
     capacity, options = 24, AttentionOptions(32, dtype, causal=True, window=(15, None))
     rng = np.random.default_rng(4)
     history = [to_elements(rng.standard_normal((2, 2, 60, 32)), dtype) for _ in range(3)]  # q, k, v
-    rings = [np.full((2, 2, capacity, 32), np.nan if dtype == "float16" else 0x7FFF).astype(history[0].dtype) for _ in range(2)]
+    rings = [
+        np.full((2, 2, capacity, 32), np.nan if dtype == "float16" else 0x7FFF).astype(history[0].dtype)
+        for _ in range(2)
+    ]
     position = np.zeros(2, np.int64)
     at = 0
     for chunk in (3, 1, 7, 1, 1, 9, 5, 8, 1, 9, 4, 11):
@@ -401,7 +419,10 @@ WRONG_CALLS = [
     ({"lse": np.zeros((1, 2, 5), np.float32)}, r"lse has shape \[1, 2, 5\]; expected \[1, 2, 4\]"),
     ({"kv_lengths": np.zeros(1, np.int64)}, "kv_lengths is int64; expected int32"),
     ({"ring_position": np.zeros(1, np.int32)}, "ring_position is int32; expected int64"),
-    ({"ring_position": np.zeros(1, np.int64), "kv_lengths": np.zeros(1, np.int32)}, "Found both kv_lengths and ring_position"),
+    (
+        {"ring_position": np.zeros(1, np.int64), "kv_lengths": np.zeros(1, np.int32)},
+        "Found both kv_lengths and ring_position",
+    ),
     ({"bias": half(1, 2, 4, 9)}, r"bias has shape \[1, 2, 4, 9\]; expected"),
     ({"bias": half(1, 3, 4, 8)}, r"bias has shape \[1, 3, 4, 8\]; expected \[1, 2, 4, 8\], or 1"),
     ({"bias": np.zeros((1, 2, 4, 8), np.float32)}, "bias is float32; expected float16"),
@@ -422,7 +443,13 @@ def test_wrong_calls_are_refused_before_any_launch(arguments, words):
         def launch(self, *arguments, **options):
             raise AssertionError("launched")
 
-    call = {"q": half(1, 2, 4, 64), "k": half(1, 2, 8, 64), "v": half(1, 2, 8, 64), "out": half(1, 2, 4, 64), **arguments}
+    call = {
+        "q": half(1, 2, 4, 64),
+        "k": half(1, 2, 8, 64),
+        "v": half(1, 2, 8, 64),
+        "out": half(1, 2, 4, 64),
+        **arguments,
+    }
     with pytest.raises(KernelError, match=words):
         AttentionKernel(AttentionOptions(64), NoLaunch())(**call)
 

@@ -24,7 +24,9 @@ def peer(problem):
         if "ring_position" in extras:
             written = int(extras["ring_position"][b])
             count = min(written, capacity)
-            keys, values = (torch.roll(x, -(written % capacity) if written > capacity else 0, dims=1) for x in (keys, values))
+            keys, values = (
+                torch.roll(x, -(written % capacity) if written > capacity else 0, dims=1) for x in (keys, values)
+            )
         if "kv_lengths" in extras:
             count = int(extras["kv_lengths"][b])
         if count == 0:
@@ -66,7 +68,10 @@ CASES = [
     ({"window": (9, 4), "scale": 0.3}, {"keys": "ring"}),
     ({"causal": True, "queries_at": "start"}, {"additive": (1, 0, 1)}),
     ({"window": (40, None)}, {"alibi": True, "relative_span": 5}),
-    ({"causal": True, "window": (25, None)}, {"additive": (0, 1, 0), "alibi": True, "relative_span": 60, "keys": "ring"}),
+    (
+        {"causal": True, "window": (25, None)},
+        {"additive": (0, 1, 0), "alibi": True, "relative_span": 60, "keys": "ring"},
+    ),
 ]
 
 

@@ -89,7 +89,9 @@ class Problem:
             f"got {got[bad][0]}, want {want[bad][0]} +- {bound[bad][0]}"
         )
         bad = ~dead & ~(np.abs(lse - np.where(dead, 0, want_lse)) <= lse_bound)
-        assert not bad.any(), f"log-sum-exp at {np.argwhere(bad)[0].tolist()}: got {lse[bad][0]}, want {want_lse[bad][0]}"
+        assert not bad.any(), (
+            f"log-sum-exp at {np.argwhere(bad)[0].tolist()}: got {lse[bad][0]}, want {want_lse[bad][0]}"
+        )
 
     def bounds(self, want: Array, want_lse: Array) -> tuple[Array, Array]:
         """The largest error allowed of each output and of each log-sum-exp."""
