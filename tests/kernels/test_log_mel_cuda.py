@@ -151,6 +151,30 @@ def test_log_mel_is_within_the_bounds_of_float64(data: st.DataObject) -> None:
         assert_within(row, signal[:length], options)
 
 
+@pytest.mark.parametrize("edges", ["snip", "reflect", "zero"])
+@pytest.mark.parametrize("fft_size", [256, 512, 1024, 2048])
+def test_every_size_and_edge(fft_size: int, edges: Any) -> None:
+    options = LogMelOptions(
+        fft_size=fft_size, window_samples=fft_size * 25 // 32, hop_samples=fft_size // 3, edges=edges
+    )
+    samples = np.random.default_rng(4).integers(-9000, 9000, (2, 4 * fft_size + 77), dtype=np.int16)
+    found = whole(samples, options)
+    for row, signal in zip(found, samples, strict=True):
+        assert_within(row, signal, options)
+    for cut, at_once in zip(pieces(samples, options, [fft_size // 2, fft_size, 3000]), found, strict=True):
+        assert cut.tobytes() == at_once.tobytes()
+
+
+@pytest.mark.parametrize("deltas", [0, 1, 2])
+def test_cepstra_normalised_and_derived(deltas: Any) -> None:
+    options, cmvn, samples = MfccOptions(deltas=deltas), SlidingCmvn(9, variance=True), noise(2, 5000, seed=5)
+    found = whole(samples, options, cmvn=cmvn)
+    for row, signal in zip(found, samples, strict=True):
+        assert_within(row, signal, options, cmvn)
+    for cut, at_once in zip(pieces(samples, options, [900, 3000], cmvn=cmvn), found, strict=True):
+        assert cut.tobytes() == at_once.tobytes()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_mfcc_is_within_the_bounds_of_float64(data: st.DataObject) -> None:
