@@ -244,6 +244,20 @@ def _batched_vector_product(site: Site) -> bool:
     return any(dim != 1 for dim in right[:-2])
 
 
+def _captures_control_flow(site: Site) -> str:
+    for _, body in walk.subgraphs(site.node):
+        own = {value.name for value in body.input} | {name for node in body.node for name in node.output}
+        for node in body.node:
+            # What reads outer values only is moved out of the loop, and does no harm.
+            if not own.intersection(node.input):
+                continue
+            for name in node.input:
+                maker = None if name in own else site.maker(name)
+                if maker is not None and walk.is_standard(maker, "If", "Loop", "Scan"):
+                    return f'"{name}", the output of a {maker.op_type}'
+    return ""
+
+
 def _loop_reads_missing_condition(site: Site) -> bool:
     if site.input(1):
         return False
@@ -433,6 +447,12 @@ RULES: tuple[Rule, ...] = (
         ),
         "The starting condition {} is an input; TensorRT's parser would add an input of its own for it.",
         "Make the starting condition a constant true, and let the body decide when to stop.",
+    ),
+    Rule(
+        ("Loop", "Scan"),
+        _captures_control_flow,
+        'The body reads {} outside; TensorRT loses track of such nesting ("No nesting relationship").',
+        "Put an Identity behind that output and let the body read the Identity's.",
     ),
     Rule(
         ("Loop",),

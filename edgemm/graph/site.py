@@ -92,13 +92,17 @@ class Site:
             return bool(reads) and all(self.is_fixed(read) for read in reads)
         return False
 
+    def maker(self, name: str) -> NodeProto | None:
+        """The node that makes a value in sight of this one, or None for inputs and initializers."""
+        return next((links.producer[name] for links in self.scopes if name in links.producer), None)
+
     def feeds(self, name: str) -> set[str]:
         """Names of the graph inputs that decide a value; a static shape is decided by none."""
         found: set[str] = set()
         waiting, seen = [name], {name}
         while waiting:
             current = waiting.pop()
-            node = next((links.producer[current] for links in self.scopes if current in links.producer), None)
+            node = self.maker(current)
             if node is None:
                 if not any(current in links.initializers for links in self.scopes):
                     found.add(current)

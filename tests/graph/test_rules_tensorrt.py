@@ -162,6 +162,14 @@ FAILS = {
         17,
         'starting condition "c"',
     ),
+    "a loop that reads another's output": (
+        """(float[3] x) => (float[3] y) <int64 n = {3}, bool c = {1}> {
+            p = Loop (n, c, x) <body = b1 (int64 i, bool go, float[3] v) => (bool on, float[3] w) { on = Identity(go) w = Abs(v) }>
+            y = Loop (n, c, x) <body = b2 (int64 j, bool go2, float[3] q) => (bool on2, float[3] r) { on2 = Identity(go2) r = Add(q, p) }>
+        }""",
+        17,
+        'The body reads "p", the output of a Loop',
+    ),
     "missing loop condition": (
         """(float[3] x) => (float[3] y) <int64 n = {3}> {
             y = Loop (n, , x) <body = b (int64 i, bool go, float[3] v) => (bool on, float[3] w) { on = Identity(go) w = Abs(v) }>
@@ -211,6 +219,21 @@ BUILDS = {
     "a loop with a constant condition": (
         """(float[3] x) => (float[3] y) <int64 n = {3}, bool c = {1}> {
             y = Loop (n, c, x) <body = b (int64 i, bool go, float[3] v) => (bool on, float[3] w) { on = Identity(go) w = Abs(v) }>
+        }""",
+        17,
+    ),
+    "a loop that reads another's output through an Identity": (
+        """(float[3] x) => (float[3] y) <int64 n = {3}, bool c = {1}> {
+            p = Loop (n, c, x) <body = b1 (int64 i, bool go, float[3] v) => (bool on, float[3] w) { on = Identity(go) w = Abs(v) }>
+            k = Identity(p)
+            y = Loop (n, c, x) <body = b2 (int64 j, bool go2, float[3] q) => (bool on2, float[3] r) { on2 = Identity(go2) r = Add(q, k) }>
+        }""",
+        17,
+    ),
+    "a loop that computes from another's output alone": (
+        """(float[3] x) => (float[3] y) <int64 n = {3}, bool c = {1}> {
+            p = Loop (n, c, x) <body = b1 (int64 i, bool go, float[3] v) => (bool on, float[3] w) { on = Identity(go) w = Abs(v) }>
+            y = Loop (n, c, x) <body = b2 (int64 j, bool go2, float[3] q) => (bool on2, float[3] r) { on2 = Identity(go2) k = Neg(p) r = Add(q, k) }>
         }""",
         17,
     ),
