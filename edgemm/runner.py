@@ -550,6 +550,9 @@ class Session:
                     f"Add a table [models.{name}.inputs.{spec.name}] to the recipe, or a state pair."
                 )
         for input_name, entry in model.inputs.items():
+            if input_name not in specs and entry.value is not None:
+                # The build made it a constant of the graph, and an engine may then drop the input.
+                continue
             if input_name not in specs:
                 raise RecipeError(
                     f'The recipe feeds "{input_name}", but the model "{name}" has the inputs: {", ".join(specs)}.'
