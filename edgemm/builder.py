@@ -27,7 +27,17 @@ from edgemm.engine.gpu import find_gpu
 from edgemm.engine.targets import Target
 from edgemm.errors import CalibrationError, EngineError, ModelError, RecipeError, UsageError
 from edgemm.graph import Model, Report, check, load
-from edgemm.graph.passes import FixDims, FoldConstants, InferShapes, Pass, RemoveDead, ToHalf
+from edgemm.graph.passes import (
+    FixDims,
+    FixInputs,
+    FoldConstants,
+    InferShapes,
+    NameDims,
+    Pass,
+    RemoveDead,
+    TakeBranches,
+    ToHalf,
+)
 from edgemm.graph.passes import run as run_passes
 from edgemm.quant import (
     Agreement,
@@ -47,7 +57,7 @@ from edgemm.quant import (
     zero_states,
 )
 from edgemm.recipe import Argmax, Output, Precision, Recipe, Sigmoid, Softmax, Threshold
-from edgemm.types import Tensors
+from edgemm.types import Array, Tensors
 
 _WARM_UP_RUNS = 10
 _TIMED_RUNS = 300
@@ -197,6 +207,8 @@ def _load(recipe: Recipe, name: str, source: Path, device: Target | None, tell: 
     recipes.check_tensors(name, wanted, model.inputs, model.outputs, source.name)
     tell(f"{name}: checking")
     _refuse(path, check(model, "onnxruntime"))
+    fixed = run_passes(model, [NameDims(), FixInputs(_fixed_inputs(wanted, model)), TakeBranches()])
+    model = fixed.model
     sizes = {dim: size for dim, size in wanted.dims.items() if isinstance(size, int)}
     known = {d for spec in model.inputs for d in spec.shape if isinstance(d, str)}
     unknown = set(wanted.dims) - known
@@ -212,7 +224,22 @@ def _load(recipe: Recipe, name: str, source: Path, device: Target | None, tell: 
         # After folding: what constants and static shapes take out of the graph is nobody's problem.
         engine = "tensorrt-rtx" if device.family == "rtx" else "tensorrt"
         _refuse(path, check(prepared.model, engine), f" on {device.title}")
-    return _Loaded(prepared.model, prepared.notes, model.opset)
+    return _Loaded(prepared.model, (*fixed.notes, *prepared.notes), model.opset)
+
+
+def _fixed_inputs(wanted: recipes.Model, model: Model) -> dict[str, Array]:
+    """The inputs to which the recipe gives a value, with that value, where it fits as it is or in every element."""
+    found: dict[str, Array] = {}
+    for spec in model.inputs:
+        entry = wanted.inputs.get(spec.name)
+        if entry is None or entry.value is None:
+            continue
+        value = np.asarray(entry.value, spec.dtype)
+        if not value.ndim and spec.is_static:
+            value = np.full([int(size or 0) for size in spec.shape], value)
+        if spec.accepts(value):
+            found[spec.name] = value
+    return found
 
 
 def _refuse(path: Path, report: Report, where: str = "") -> None:

@@ -271,3 +271,50 @@ def test_data_from_python_is_for_one_model(tmp_path: Path) -> None:
     source.write_text(source.read_text() + '[models.two]\nfile = "net.onnx"\ndims = { n = 1 }\n')
     with pytest.raises(CalibrationError, match="is for one model"):
         edgemm.build(source, tmp_path / "a", precision="int8", calibration=samples())
+
+
+def test_a_value_of_the_recipe_takes_its_branch_out_of_the_graph_and_int8_reaches_it(tmp_path: Path) -> None:
+    """A model for two sample rates, with sizes that only one of its branches can bear and no names for them."""
+    weight = np.random.default_rng(3).standard_normal((4, 1, 3)).astype(np.float32)
+    rate = helper.make_tensor_value_info("sr", TensorProto.INT64, [])
+    wide = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["a"], name="conv")],
+        "wide",
+        [],
+        [helper.make_tensor_value_info("a", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    narrow = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "seven"], ["b"], name="reshape")],
+        "narrow",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([1, 7, -1]), "seven")],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Equal", ["sr", "sixteen"], ["is_wide"]),
+            helper.make_node("If", ["is_wide"], ["y"], name="rates", then_branch=wide, else_branch=narrow),
+        ],
+        "rates",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 1, None]), rate],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, None, None])],
+        [numpy_helper.from_array(np.array(16000), "sixteen")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "rates.onnx")
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        'edgemm = 1\nname = "rates"\n[models.rates]\nfile = "rates.onnx"\ndims = { x_dim0 = 1, x_dim2 = 16 }\n'
+        "inputs.sr = { value = 16000 }\n"
+    )
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((1, 1, 16)).astype(np.float32), "sr": np.array(16000)} for _ in range(8)]
+    report = edgemm.build(path, tmp_path / "out.edgemm", precision="int8", max_drop=1.0, calibration=data)
+    assert "fix-inputs: sr is always 16000" in report.models[0].notes
+    assert "take-branches: rates always takes its then_branch" in report.models[0].notes
+    assert report.models[0].variants[1].int8_share == 1.0
+    with choose(bundle.open(tmp_path / "out.edgemm"), "rates", precision="fp32").engine as engine:
+        got = np.array(engine.run(data[0])["y"])
+    want = np.stack([np.convolve(data[0]["x"][0, 0], kernel[0, ::-1], "valid") for kernel in weight])[None]
+    np.testing.assert_allclose(got, want, atol=1e-5)

@@ -1,6 +1,7 @@
 """Rewrites of an ONNX graph: one file a pass, each saying what it requires and what it ensures."""
 
 from edgemm.graph.passes.fix_dims import FixDims
+from edgemm.graph.passes.fix_inputs import FixInputs
 from edgemm.graph.passes.fold_constants import FoldConstants
 from edgemm.graph.passes.half import ToHalf
 from edgemm.graph.passes.infer_shapes import InferShapes
@@ -8,9 +9,11 @@ from edgemm.graph.passes.infra import Pass, PassResult, run
 from edgemm.graph.passes.inline_functions import InlineFunctions
 from edgemm.graph.passes.name_dims import NameDims
 from edgemm.graph.passes.remove_dead import RemoveDead
+from edgemm.graph.passes.take_branches import TakeBranches
 
 __all__ = [
     "FixDims",
+    "FixInputs",
     "FoldConstants",
     "InferShapes",
     "InlineFunctions",
@@ -18,6 +21,7 @@ __all__ = [
     "Pass",
     "PassResult",
     "RemoveDead",
+    "TakeBranches",
     "ToHalf",
     "run",
 ]
