@@ -111,7 +111,7 @@ def run(
         infos = [info for source in sources for info in source.streams]
         timeline = WallClock() if clock == "wall" else VirtualClock()
         session = Session(recipe, engines, streams=infos, clock=timeline, recorder=recorder, on_feeds=on_feeds)
-        loop = _live(session, sources, duration_s) if clock == "wall" else _replay(session, sources, duration_s)
+        loop = _live(session, sources, duration_s) if clock == "wall" else replay(session, sources, duration_s)
         interrupted = False
         kept: list[Result] = []
         try:
@@ -135,7 +135,7 @@ def _write(result: Result, sinks: Sequence[Sink], recorder: Recorder | None) -> 
         recorder.span("sink", result.model, result.step, begin_ns, time.perf_counter_ns())
 
 
-def _replay(session: Session, sources: Sequence[Source], duration_s: float | None) -> Generator[Result, None, None]:
+def replay(session: Session, sources: Sequence[Source], duration_s: float | None) -> Generator[Result, None, None]:
     """One thread, virtual time: every event in the order of its time."""
     end_ns = None if duration_s is None else round(duration_s * 1e9)
     for event in _timed(heapq.merge(*sources, key=lambda event: event.end_ns), session.recorder):
