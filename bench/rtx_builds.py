@@ -2,7 +2,7 @@
 
     pip install "edgemm[rtx]"
     python bench/rtx_builds.py                       # the demo model
-    python bench/rtx_builds.py MODEL.onnx ...        # others, with random calibration data for int8 and fp8
+    python bench/rtx_builds.py pnet.onnx:M1=64,M2=64  # others, with random calibration data for int8 and fp8
 
 Every build runs in a process of its own with limits on time and memory. Seconds are TensorRT's own build time on
 this machine's CPU; they say nothing of speed on a GPU. Writes bench/results/rtx_builds.json and .md.
@@ -25,10 +25,10 @@ import numpy as np
 from edgemm.engine import targets, trt_flavour
 from edgemm.engine.executor import OnnxRuntimeExecutor
 from edgemm.engine.trt_build import build_plan
-from edgemm.engine.trt_plan import BuildOptions, profiles_of
+from edgemm.engine.trt_plan import BuildOptions
 from edgemm.errors import EdgemmError, EngineError
 from edgemm.graph import Model, from_bytes, load
-from edgemm.graph.passes import ToHalf
+from edgemm.graph.passes import FixDims, FoldConstants, InlineFunctions, NameDims, ToHalf, run
 from edgemm.quant import Sample, calibrate, from_folder, insert_qdq
 from edgemm.quant.narrow import to_fp8, to_int4
 
@@ -63,14 +63,22 @@ def insert_qdq_half(model: Model, ranges: Any) -> Model:
     return ToHalf()(insert_qdq(model, ranges, "tensorrt").model).model
 
 
+def prepared(model: Model, sizes: dict[str, int]) -> Model:
+    """The model with fixed dimensions (1 where `sizes` names none) and folded constants, as a build makes it."""
+    model = NameDims()(model).model
+    names = {dim for spec in model.inputs for dim in spec.shape if isinstance(dim, str)}
+    fixed = {name: sizes.get(name, 1) for name in names}
+    return run(model, [FixDims(fixed), InlineFunctions(), FoldConstants()]).model
+
+
 def random_samples(model: Model, count: int = 8) -> list[Sample]:
-    """Calibration data for a model that brings none; a dynamic dimension is 1."""
+    """Calibration data for a model that brings none."""
     rng = np.random.default_rng(0)
     samples = []
     for _ in range(count):
         feeds = {}
         for spec in model.inputs:
-            shape = [dim if isinstance(dim, int) else 1 for dim in spec.shape]
+            shape = [int(dim or 1) for dim in spec.shape]
             kind = np.dtype(spec.dtype)
             feeds[spec.name] = rng.standard_normal(shape).astype(kind) if kind.kind == "f" else np.ones(shape, kind)
         samples.append(Sample([feeds], "random"))
@@ -81,12 +89,10 @@ def work(model: bytes, name: str, precision: str, target: str, answer: Connectio
     """Build in a child process, and send what became of it."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     loaded = from_bytes(model)
-    dims = {dim: 1 for spec in loaded.inputs for dim in spec.shape if isinstance(dim, str)}
-    dims |= {f"{spec.name}.{axis}": 1 for spec in loaded.inputs for axis, dim in enumerate(spec.shape) if dim is None}
     try:
         plan = build_plan(
             model,
-            BuildOptions(profiles=profiles_of(loaded.inputs, dims)),
+            BuildOptions(),
             targets.get(target),
             flavour=trt_flavour.get("tensorrt-rtx"),
             graph=loaded.digest,
@@ -137,13 +143,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> int:
     """Build everything and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", type=Path, help="ONNX files; the demo model if none is given")
+    parser.add_argument("models", nargs="*", help="ONNX files, FILE[:DIM=SIZE,...]; the demo model if none is given")
     parser.add_argument("--out", type=Path, default=RESULTS / "rtx_builds.json")
     args = parser.parse_args()
     flavour = trt_flavour.get("tensorrt-rtx")
     rows: list[dict[str, Any]] = []
-    for path in args.models or [DEMO / "av_digits.onnx"]:
-        model = load(path)
+    for named in args.models or [str(DEMO / "av_digits.onnx")]:
+        file, _, dims = named.partition(":")
+        path = Path(file)
+        model = prepared(load(path), {k: int(v) for k, v in (pair.split("=") for pair in dims.split(",") if pair)})
+        title = (
+            path.stem
+            if path.parent.name != "models" or "model" not in path.stem
+            else f"{path.parents[1].name} {path.stem}"
+        )
         folder = path.parent / "calibration"
         samples = list(from_folder(folder, model.inputs)) if folder.is_dir() else random_samples(model)
         for precision, make in precisions(model, samples).items():
@@ -152,10 +165,10 @@ def main() -> int:
             except EdgemmError as error:
                 found = {target: {"built": False, "reason": str(error)} for target in TARGETS}
             else:
-                found = {target: build(data, path.stem, precision, target) for target in TARGETS}
+                found = {target: build(data, title, precision, target) for target in TARGETS}
             for target, outcome in found.items():
-                rows.append({"model": path.stem, "precision": precision, "target": target, **outcome})
-                print(path.stem, precision, target, outcome, flush=True)
+                rows.append({"model": title, "precision": precision, "target": target, **outcome})
+                print(title, precision, target, outcome, flush=True)
     head = f"{flavour.title}, {platform.machine()}, no GPU: build time and plan size, or the reason why not"
     args.out.write_text(json.dumps({"what": head, "rows": rows}, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(f"# Plans compiled with {head}\n\n{table(rows)}\n")

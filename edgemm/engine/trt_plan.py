@@ -232,7 +232,8 @@ def profiles_of(inputs: Sequence[TensorSpec], dims: Mapping[str, int | Sequence[
 
     A dimension is a number or [min, opt, max]; three numbers more make another profile ([1, 1, 1, 2, 8, 16] is two).
     A dimension with fewer profiles than the others repeats its last one. Returns () if all inputs are static. Raises
-    UsageError for a dimension without a value (a nameless one can be given as "INPUT.AXIS"), a range out of order, or
+    UsageError for a dimension without a value (a nameless one is called "<input>_dim<axis>", as the pass
+    name-dims does), a range out of order, or
     a value for a dimension that no input has.
     """
     known = {
@@ -278,7 +279,7 @@ def profiles_of(inputs: Sequence[TensorSpec], dims: Mapping[str, int | Sequence[
 
 def _dim_name(spec: TensorSpec, axis: int) -> str:
     dim = spec.shape[axis]
-    return dim if isinstance(dim, str) else f"{spec.name}.{axis}"
+    return dim if isinstance(dim, str) else f"{spec.name}_dim{axis}"
 
 
 def _ranges(name: str, value: int | Sequence[int]) -> list[tuple[int, int, int]]:

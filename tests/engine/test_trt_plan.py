@@ -102,7 +102,7 @@ SPECS = (
 
 
 def test_dims_become_profiles() -> None:
-    (profile,) = profiles_of(SPECS, {"N": [1, 2, 4], "T": 100, "video.1": [8, 8, 16]})
+    (profile,) = profiles_of(SPECS, {"N": [1, 2, 4], "T": 100, "video_dim1": [8, 8, 16]})
     assert profile == {
         "audio": ((1, 40, 100), (2, 40, 100), (4, 40, 100)),
         "video": ((1, 8), (2, 8), (4, 16)),
@@ -110,7 +110,7 @@ def test_dims_become_profiles() -> None:
 
 
 def test_two_ranges_are_two_profiles_and_others_repeat() -> None:
-    one, two = profiles_of(SPECS, {"N": [1, 1, 1, 2, 8, 16], "T": 10, "video.1": 3})
+    one, two = profiles_of(SPECS, {"N": [1, 1, 1, 2, 8, 16], "T": 10, "video_dim1": 3})
     assert one["audio"] == ((1, 40, 10), (1, 40, 10), (1, 40, 10))
     assert two["audio"] == ((2, 40, 10), (8, 40, 10), (16, 40, 10))
     assert two["video"][2] == (16, 3)
@@ -123,10 +123,10 @@ def test_static_inputs_need_no_profile() -> None:
 @pytest.mark.parametrize(
     ("dims", "words"),
     [
-        ({"N": 1, "T": 1}, '"video.1" has no value'),
-        ({"N": 1, "T": 1, "video.1": 1, "B": 1}, 'dims names "B".*there are: N, T, video.1'),
-        ({"N": [1, 2], "T": 1, "video.1": 1}, '"N" has 2 numbers'),
-        ({"N": [4, 2, 1], "T": 1, "video.1": 1}, "expected min <= opt <= max"),
+        ({"N": 1, "T": 1}, '"video_dim1" has no value'),
+        ({"N": 1, "T": 1, "video_dim1": 1, "B": 1}, 'dims names "B".*there are: N, T, video_dim1'),
+        ({"N": [1, 2], "T": 1, "video_dim1": 1}, '"N" has 2 numbers'),
+        ({"N": [4, 2, 1], "T": 1, "video_dim1": 1}, "expected min <= opt <= max"),
     ],
 )
 def test_dims_that_do_not_fit(dims: dict[str, int | list[int]], words: str) -> None:
