@@ -74,23 +74,28 @@ class Site:
 
     def is_fixed(self, name: str) -> bool:
         """True if a value does not depend on any input but for its static shape."""
-        for links in self.scopes:
-            if name in links.initializers:
-                return True
-            node = links.producer.get(name)
-            if node is None:
+        waiting, seen = [name], {name}
+        while waiting:
+            current = waiting.pop()
+            if any(current in links.initializers for links in self.scopes):
                 continue
+            node = self.maker(current)
+            if node is None:
+                return False
             if walk.is_standard(node, "Constant"):
-                return True
+                continue
             if walk.is_standard(node, "Shape", "Size"):
                 spec = self.specs.get(node.input[0])
-                return spec is not None and spec.is_static
-            if walk.is_standard(node, "Range"):
-                # TensorRT folds arithmetic on shapes, but not a Range of them.
-                return False
+                if spec is None or not spec.is_static:
+                    return False
+                continue
             reads = walk.reads(node)
-            return bool(reads) and all(self.is_fixed(read) for read in reads)
-        return False
+            if not reads or walk.is_standard(node, "Range"):
+                # Random numbers; and TensorRT folds arithmetic on shapes, but not a Range of them.
+                return False
+            waiting += [read for read in reads if read not in seen]
+            seen.update(reads)
+        return True
 
     def maker(self, name: str) -> NodeProto | None:
         """The node that makes a value in sight of this one, or None for inputs and initializers."""

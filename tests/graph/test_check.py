@@ -117,3 +117,13 @@ def test_a_model_over_the_limit_of_one_file_is_checked(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("engine", ENGINES)
 def test_random_sound_graphs_are_fine_everywhere(engine: str, seed: int) -> None:
     assert check(from_proto(random_graphs.random_graph(seed).model), engine).ok
+
+
+def test_long_chains_of_shape_arithmetic_are_followed_in_reasonable_time() -> None:
+    # Each level reads the one before twice: 2 ** 1500 paths, and 1500 levels deep.
+    levels = " ".join(f"a{n + 1} = Mul(a{n}, one) b{n + 1} = Mul(a{n}, b{n})" for n in range(1500))
+    model = graph_text.model(
+        f"(float[3, 4] x) => (float[?, ?] y) <int64[1] a0 = {{1}}, int64[1] b0 = {{1}}, int64[1] one = {{1}}> "
+        f"{{ {levels} y = ReduceSum(x, b1500) }}"
+    )
+    assert check(model, "tensorrt").ok
