@@ -4,7 +4,10 @@ Every ONNX node test (`onnx.backend.test.case.node`) is parsed and built by the 
 and judged by `edgemm.graph.check`. Printed: the confusion table, and every wrong prediction with its reason.
 
     pip install "edgemm[rtx]"
-    python bench/check_accuracy.py [--truth FILE.json] [--match WORD] [--target SM86]
+    python bench/check_accuracy.py [--truth FILE.json] [--match WORD] [--target SM86] [--random 100]
+
+With `--random N` it is N random graphs of `tests/support/random_graphs.py`, each in float32 and in float16, instead of
+the node tests: graphs that the rules were not made from.
 
 The builder may abort the process on a model it does not like, so each build runs in a child of its own, with a time
 limit. That takes some minutes: `--truth` keeps the outcomes in a file and reads them from there the next time.
@@ -26,6 +29,7 @@ import onnx
 
 from edgemm.errors import ModelError
 from edgemm.graph import check, from_proto
+from edgemm.graph.passes import FoldConstants, RemoveDead, ToHalf, run
 
 TIME_LIMIT_S = 60.0
 
@@ -38,6 +42,21 @@ def collect(match: str) -> dict[str, tuple[onnx.ModelProto, list[object]]]:
         warnings.simplefilter("ignore")
         cases = collect_testcases(None)
     return {case.name: (case.model, list(case.data_sets[0][0])) for case in cases if case.model and match in case.name}
+
+
+def collect_random(count: int) -> dict[str, tuple[onnx.ModelProto, list[object]]]:
+    """Return random graphs with control flow, in float32 and in float16."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+    import random_graphs
+
+    cases: dict[str, tuple[onnx.ModelProto, list[object]]] = {}
+    for seed in range(100, 100 + count):
+        graph = random_graphs.random_graph(seed)
+        whole = from_proto(graph.model)
+        half = run(whole, [FoldConstants(), RemoveDead(), ToHalf(), RemoveDead()]).model
+        for name, model in (("float32", whole), ("float16", half)):
+            cases[f"random_{seed}_{name}"] = (model.proto, [graph.feeds[spec.name] for spec in model.inputs])
+    return cases
 
 
 def build(model: onnx.ModelProto, feeds: list[object], target: str, answer: Connection) -> None:
@@ -120,9 +139,10 @@ def main() -> int:
     options.add_argument("--truth", type=Path, help="keep the builder's outcomes in this file")
     options.add_argument("--match", default="", help="only tests with this word in their name")
     options.add_argument("--target", default="SM86", help="compute capability to build for")
+    options.add_argument("--random", type=int, default=0, metavar="N", help="N random graphs instead of the node tests")
     args = options.parse_args()
 
-    cases = collect(args.match)
+    cases = collect_random(args.random) if args.random else collect(args.match)
     truth: dict[str, str] = {}
     if args.truth and args.truth.exists():
         truth = json.loads(args.truth.read_text())
@@ -151,7 +171,8 @@ def main() -> int:
     print("\n".join(wrong))
     judged = sum(table.values())
     right = table[True, True] + table[False, False]
-    print(f"\n{judged} node tests of onnx {onnx.__version__} against TensorRT for RTX, target {args.target}\n")
+    what = "random graphs" if args.random else "node tests"
+    print(f"\n{judged} {what}, onnx {onnx.__version__}, against TensorRT for RTX, target {args.target}\n")
     print("                 check: fine   check: error")
     print(f"real: builds     {table[True, True]:11}   {table[True, False]:12}")
     print(f"real: fails      {table[False, True]:11}   {table[False, False]:12}")
