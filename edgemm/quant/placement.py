@@ -9,7 +9,8 @@ Add, the branch that no convolution makes gets Q/DQ as well, with the scale its 
 `onnxruntime`: a convolution is int8 when inputs *and output* are in Q/DQ, with nothing but a ReLU before the output's
 Q. An Add or a Concat is int8 under the same rule. Matrix products may keep a float output.
 
-In both, operators that only move values share one scale between their inputs and outputs, and so does Concat.
+In both, operators that only move values share one scale between their inputs and outputs, and so does a Concat of what
+int8 convolutions made. A tensor has one scale however many read it, so that a residual branch shares its Q.
 """
 
 from __future__ import annotations
@@ -81,12 +82,14 @@ class _Placer:
         self._ranks = {name: len(spec.shape) for name, spec in known.items()}
         self._exclude = exclude
         self._quantized: set[str] = set()
+        self._made: set[str] = set()
         self._parent: dict[str, str] = {}
         self._plan = Placement(form)
 
     def run(self) -> Placement:
         """Choose nodes, then tensors, then scales, then readers."""
         self._choose_nodes()
+        self._made = self._made_by_int8()
         for item in self._plan.compute.values():
             for index in item.activations:
                 self._plan.reads.add((item.node.name, index))
@@ -237,7 +240,8 @@ class _Placer:
     def _moves(self, node: NodeProto) -> Iterator[tuple[str, str]]:
         """Yield the (input, output) pairs between which a node only moves float values."""
         if walk.is_standard(node, "Concat"):
-            sources = list(node.input)
+            # One scale for what differs in size costs accuracy: only where it lets int8 results stay int8.
+            sources = list(node.input) if self._made.issuperset(node.input) else []
         elif walk.is_standard(node, *PASS_THROUGH):
             sources = [node.input[0]]
         else:
@@ -278,9 +282,26 @@ class _Placer:
             if (
                 walk.is_standard(node, "Concat")
                 and node.output[0] in self._quantized
-                and all(map(self._is_float, node.input))
+                and self._made.issuperset(node.input)
             ):
                 self._quantized.update(node.input)
+
+    def _made_by_int8(self) -> set[str]:
+        """Return what int8 convolutions make, also through ReLU, residual Add, moves, and Concat of nothing else."""
+        made: set[str] = set()
+        for node in self._graph.node:
+            if node.name in self._plan.compute:
+                reached = node.op_type in ("Conv", "ConvTranspose")
+            elif walk.is_standard(node, "Add"):
+                reached = any(name in made for name in node.input)
+            elif walk.is_standard(node, "Concat"):
+                reached = made.issuperset(node.input)
+            else:
+                moves = walk.is_standard(node, *PASS_THROUGH) or is_rectifier(node, self._links)
+                reached = moves and node.input[0] in made
+            if reached:
+                made.update(node.output)
+        return made
 
     def _find(self, name: str) -> str:
         while name in self._parent and self._parent[name] != name:

@@ -168,10 +168,28 @@ def test_a_branch_that_two_convolutions_read_has_the_scale_of_its_concat_for_ten
 def test_a_relu_in_a_signed_concat_is_quantized_on_both_sides(graph, executor, samples, fused_ops):
     x = graph.input("x", 1, 4, 8, 8)
     a = graph.op("Relu", graph.conv(x, 4, 4, name="a"))
-    graph.output(graph.conv(graph.op("Concat", a, x, axis=1), 8, 4, name="last"))
+    b = graph.conv(x, 4, 4, name="b")
+    graph.output(graph.conv(graph.op("Concat", a, b, axis=1), 8, 4, name="last"))
     done, agreement = quantize(graph.model(), executor, samples, "onnxruntime")
     assert agreement.sqnr_db > 25
-    assert Counter(fused_ops(done.model))["QLinearConv"] == 2
+    fused = Counter(fused_ops(done.model))
+    assert fused["QLinearConv"] == 3
+    assert fused["QLinearConcat"] == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_concat_of_float_results_forces_no_scale_on_them(graph, executor, samples, form):
+    x = graph.input("x", 4, 8)
+    small = graph.op("Tanh", x)
+    large = graph.op("Mul", x, graph.const(np.float32(1000)))
+    graph.output(graph.op("MatMul", small, graph.weight(8, 4), name="reads_small"))
+    graph.output(
+        graph.op("MatMul", graph.op("Concat", small, large, axis=1, name="concat"), graph.weight(16, 4), name="both")
+    )
+    done, agreement = quantize(graph.model(), executor, samples, form)
+    assert scale(done.model, "both") > 500 * scale(done.model, "reads_small")
+    assert not reads_quantized(done.model, "concat")
+    assert agreement.sqnr_db > 30
 
 
 @pytest.mark.parametrize("form", FORMS)
