@@ -75,4 +75,4 @@ def check_sound(bugs: Sequence[Planted], folder: Path) -> None:
     """Fail unless every test that is to catch a bug passes without one."""
     done = run_tests(copy_sources(folder), sorted({bug.test for bug in bugs}))
     if done.returncode:
-        pytest.fail(f"without a bug:\n{done.stdout[-3000:]}", pytrace=False)
+        pytest.fail(f"without a bug:\n{(done.stdout + done.stderr)[-3000:]}", pytrace=False)

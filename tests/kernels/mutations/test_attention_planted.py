@@ -342,7 +342,7 @@ BUGS = [
         RUNTIME,
         "  if (machine.live != machine.threads)\n",
         "  if (machine.live > machine.threads)\n",
-        "test_emulator.py::test_undefined_behaviour_is_refused_with_words[early_exit-0-0]",
+        "test_emulator.py::test_undefined_behaviour_is_refused_with_words[0-early_exit-0]",
         "Regex pattern did not match",
     ),
 ]
