@@ -65,6 +65,9 @@ LAG_SECONDS = 3
 BLOCKS_PER_SECOND = 100
 """Sound that is pushed in longer pieces is cut: its age is then as exact as a microphone's."""
 
+BOOKS_EVERY = 64
+"""The books on chunks of sound are closed once in so many: their samples are in rings, and wait for nobody."""
+
 SWITCH_INTERVAL_S = 0.0005
 """How soon Python hands the interpreter to a capture thread: with the usual 5 ms a hand-off takes 10 ms at p99 beside a
 busy thread, with this 1.3."""
@@ -393,7 +396,8 @@ class Session:
                 self._sounds.push(name, event, broken=taken[1])
                 if self.recorder is not None:
                     self.recorder.span("front_end", name, 0, begin_ns, time.perf_counter_ns())
-            self._scheduler.floor(name)
+                if taken[0] % BOOKS_EVERY == 0:
+                    self._scheduler.floor(name)
             return
         taken = self._scheduler.arrive(name, event.capture_ns, arrived_ns, discontinuity=event.discontinuity)
         floor = self._scheduler.floor(name)
@@ -466,7 +470,7 @@ class Session:
         late = self._scheduler.done(step, made_ns, scores)
         latency = None
         if not self._is_virtual:
-            sound_ns = self._sounds.spent_ns(runner.sound_keys)
+            sound_ns = sum([track.spent_ns for track in runner.sounds])
             latency = Latency(
                 queue_ns=begun_ns - step.ready_ns,
                 front_end_ns=t1 - t0 + sound_ns - runner.sound_ns,
@@ -477,18 +481,16 @@ class Session:
             )
             runner.sound_ns = sound_ns
         if self.recorder is not None:
-            self._record(step, begun_ns, (t0, t1, t2, t3, t4))
+            self._record(self.recorder, step, begun_ns, (t0, t1, t2, t3, t4))
         return self._result(runner, step, outputs, made_ns, late, latency)
 
-    def _record(self, step: Step, begun_ns: int, t: tuple[int, int, int, int, int]) -> None:
-        if self.recorder is None:
-            return
+    def _record(self, to: Recorder, step: Step, begun_ns: int, t: tuple[int, int, int, int, int]) -> None:
         if not self._is_virtual:
-            self.recorder.span("queue", step.model, step.number, t[0] - (begun_ns - step.ready_ns), t[0])
-        self.recorder.span("front_end", step.model, step.number, t[0], t[1])
-        self.recorder.span("window", step.model, step.number, t[1], t[2])
-        self.recorder.span("inference", step.model, step.number, t[2], t[3])
-        self.recorder.span("decode", step.model, step.number, t[3], t[4])
+            to.span("queue", step.model, step.number, t[0] - (begun_ns - step.ready_ns), t[0])
+        to.span("front_end", step.model, step.number, t[0], t[1])
+        to.span("window", step.model, step.number, t[1], t[2])
+        to.span("inference", step.model, step.number, t[2], t[3])
+        to.span("decode", step.model, step.number, t[3], t[4])
 
     def _result(
         self,
@@ -579,9 +581,10 @@ class Session:
                 runner.tensors[input_name] = video.tensor
             else:
                 key, need = self._sounds.need(entry)
-                audio = AudioWindow(spec, self._sounds.track(key), need.count, entry.time_axis, model.dims)
+                track = self._sounds.track(key)
+                audio = AudioWindow(spec, track, need.count, entry.time_axis, model.dims)
                 runner.audio.append((audio, need))
-                runner.sound_keys.append(key)
+                runner.sounds.append(track)
                 runner.tensors[input_name] = audio.tensor
         outputs = {spec.name for spec in engine.outputs}
         for output, kind in (model.outputs or {spec.name: Raw() for spec in engine.outputs}).items():
@@ -643,7 +646,7 @@ class _Runner:
         self.tensors: dict[str, Array] = {}
         self.audio: list[tuple[AudioWindow, AudioNeed]] = []
         self.video: list[tuple[VideoWindow, VideoNeed]] = []
-        self.sound_keys: list[_SoundKey] = []
+        self.sounds: list[SoundTrack] = []
         self.sound_ns = 0
         """Time spent on the front ends of its sound until the last step."""
         self.decoders: list[tuple[str, Decoder]] = []
@@ -668,7 +671,7 @@ class _Sounds:
         self._recipe = recipe
         self._counts: dict[_SoundKey, int] = {}
         self._tracks: dict[_SoundKey, SoundTrack] = {}
-        self._spent_ns: Counter[_SoundKey] = Counter()
+        self._by_stream: dict[str, list[SoundTrack]] = {}
         for name in streamed(recipe):
             for entry in recipe.models[name].inputs.values():
                 if entry.stream is not None and isinstance(recipe.streams[entry.stream], AudioStream):
@@ -717,22 +720,15 @@ class _Sounds:
                 rows = self._counts[key] + lag_samples // options.hop_samples + 2
                 track = SoundTrack(rows, LogMel(options), options.n_mels)
             self._tracks[key] = track
+            self._by_stream.setdefault(name, []).append(track)
         return track
 
     def push(self, name: str, chunk: AudioChunk, *, broken: bool) -> None:
         """Give a chunk to every track of the stream; `broken` if it does not continue the last one."""
-        for key, track in self._tracks.items():
-            if key[0] != name:
-                continue
-            begin_ns = time.perf_counter_ns()
+        for track in self._by_stream.get(name, ()):
             if broken:
                 track.reset()
             track.push(chunk.samples)
-            self._spent_ns[key] += time.perf_counter_ns() - begin_ns
-
-    def spent_ns(self, keys: Sequence[_SoundKey]) -> int:
-        """Time that the front ends of these tracks took until now."""
-        return sum([self._spent_ns[key] for key in keys])
 
 
 def _pieces(event: Event) -> Iterator[Event]:

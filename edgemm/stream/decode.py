@@ -88,9 +88,9 @@ def _best(name: str, kind: Softmax | Argmax) -> Decoder:
                 f'The output "{name}" has the shape {list(array.shape)}, its decoding expects {wanted}. '
                 'Correct its labels in the recipe, or use decode = "raw".'
             )
-        row = array.reshape(size).astype(np.float64)
+        row = array.reshape(size)
         index = int(row.argmax())
-        score = 1.0 / float(np.exp(row - row[index]).sum()) if softmax else float(row[index])
+        score = 1.0 / float(np.exp(row - row[index], dtype=np.float64).sum()) if softmax else float(row[index])
         return Label(labels[index] if labels else str(index), index, score)
 
     return decode

@@ -141,8 +141,6 @@ def _ms(ns: int) -> float:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
     raise NotImplementedError(f"no encoding of {type(value)}")
 
 

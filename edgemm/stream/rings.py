@@ -27,13 +27,19 @@ class Ring:
 
     def append(self, rows: Array) -> None:
         """Copy in `rows`, `[n, *row_shape]`; the oldest fall out. More than `capacity` rows leave the newest."""
-        skipped = max(0, len(rows) - self.capacity)
-        rows = rows[skipped:]
-        at = (self.end + skipped) % self.capacity
-        head = min(len(rows), self.capacity - at)
-        self._rows[at : at + head] = rows[:head]
-        self._rows[: len(rows) - head] = rows[head:]
-        self.end += skipped + len(rows)
+        count = len(rows)
+        if count > self.capacity:
+            self.end += count - self.capacity
+            rows = rows[count - self.capacity :]
+            count = self.capacity
+        at = self.end % self.capacity
+        head = self.capacity - at
+        if count <= head:
+            self._rows[at : at + count] = rows
+        else:
+            self._rows[at:] = rows[:head]
+            self._rows[: count - head] = rows[head:]
+        self.end += count
 
     def read(self, first: int, out: Array) -> None:
         """Copy rows `[first, first + len(out))` to `out`, cast to its dtype; rows before index 0 read as zeros.
@@ -50,11 +56,14 @@ class Ring:
             first = 0
             if not len(out):
                 return
+        count = len(out)
         at = first % self.capacity
-        head = min(len(out), self.capacity - at)
-        out[:head] = self._rows[at : at + head]
-        if head < len(out):
-            out[head:] = self._rows[: len(out) - head]
+        head = self.capacity - at
+        if count <= head:
+            out[:] = self._rows[at : at + count]
+        else:
+            out[:head] = self._rows[at:]
+            out[head:] = self._rows[: count - head]
 
     def reset(self) -> None:
         """Forget every row; the next one has index 0."""

@@ -26,7 +26,6 @@ it is older than its deadline ("late"), "every" makes all.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,14 +109,13 @@ class _Due(NamedTuple):
 
 
 class _Record:
-    """One frame in the books."""
+    """One frame in the books, and why the steps that were skipped did not see it."""
 
-    __slots__ = ("cause", "end_ns", "start_ns", "used")
+    __slots__ = ("cause", "end_ns", "start_ns")
 
     def __init__(self, start_ns: int, end_ns: int) -> None:
         self.start_ns = start_ns
         self.end_ns = end_ns
-        self.used = False
         self.cause: str | None = None
 
 
@@ -139,6 +137,10 @@ class _Stream:
         self.first_seq = 0
         self.records: deque[_Record] = deque()
         self.captures_ns: list[int] = []  # of the pictures in `records`
+        self.spans: list[tuple[int, int]] = []
+        """Sound that steps have seen, as times that neither touch nor overlap, ascending."""
+        self.shown: set[int] = set()
+        """Pictures that steps have seen."""
         self.captured = 0
         self.used = 0
         self.dropped: Counter[str] = Counter()
@@ -148,20 +150,45 @@ class _Stream:
     def next_seq(self) -> int:
         return self.first_seq + len(self.records)
 
-    def use(self, record: _Record) -> None:
-        if not record.used:
-            record.used = True
-            self.used += 1
+    def cover(self, start_ns: int, end_ns: int) -> None:
+        """A step has seen the sound from `start_ns` to `end_ns`."""
+        spans = self.spans
+        later: list[tuple[int, int]] = []
+        while spans and start_ns <= spans[-1][1]:
+            first_ns, last_ns = spans.pop()
+            if first_ns > end_ns:
+                later.append((first_ns, last_ns))
+                continue
+            start_ns, end_ns = min(start_ns, first_ns), max(end_ns, last_ns)
+        spans.append((start_ns, end_ns))
+        spans.extend(reversed(later))
+
+    def is_used(self, number: int, record: _Record) -> bool:
+        """True if a step has seen the frame."""
+        if self.plan.kind == "video":
+            return number in self.shown
+        return any(first_ns < record.end_ns and record.start_ns < last_ns for first_ns, last_ns in self.spans)
 
     def settle(self, count: int) -> None:
         """Close the books on the oldest `count` frames."""
-        for _ in range(count):
+        for number in range(self.first_seq, self.first_seq + count):
             record = self.records.popleft()
-            if not record.used:
+            if self.is_used(number, record):
+                self.used += 1
+                self.shown.discard(number)
+            else:
                 self.dropped[record.cause or "not_needed"] += 1
         self.first_seq += count
         if self.captures_ns:
             del self.captures_ns[:count]
+        begin_ns = self.records[0].start_ns if self.records else self.newest_ns
+        while len(self.spans) > 1 and self.spans[0][1] <= begin_ns:
+            del self.spans[0]
+
+    def counts(self) -> tuple[int, int]:
+        """Frames used, and frames neither used nor dropped, until now."""
+        used = sum(self.is_used(number, record) for number, record in enumerate(self.records, self.first_seq))
+        return self.used + used, len(self.records) - used
 
 
 class _Model:
@@ -194,8 +221,6 @@ class _Model:
         self.gated_since = False
         self.scores: Mapping[str, float] = {}
         self.open_ns: int | None = None
-        self.seen: dict[int, int] = {}
-        """By stream id: the first frame that no step of this model has reached yet."""
 
     @property
     def unsettled_ns(self) -> int | None:
@@ -233,6 +258,8 @@ class Scheduler:
         self._deadline_ns = deadline_ns
         self._tolerance_ns = tolerance_ns
         self._heard_ns = -(1 << 62)
+        self._pending = 0
+        """Steps in the `pending` of all models."""
         self._streams = {plan.name: _Stream(plan) for plan in streams}
         self._models: dict[str, _Model] = {}
         for plan in models:
@@ -322,7 +349,7 @@ class Scheduler:
 
     def next_step(self, now_ns: int) -> Step | None:
         """The step to make now, or None. Whoever takes it calls `done`."""
-        while True:
+        while self._pending:
             best: _Model | None = None
             for model in self._by_priority:
                 self._shed(model, now_ns)
@@ -333,9 +360,11 @@ class Scheduler:
                     best = model
             if best is None:
                 return None
+            self._pending -= 1
             step = self._prepare(best, best.pending.popleft())
             if step is not None:
                 return step
+        return None
 
     def done(self, step: Step, now_ns: int, scores: Mapping[str, float]) -> bool:
         """`step` is made; `scores` are its decoded scores by output, for the gates. Returns whether it was late."""
@@ -347,6 +376,7 @@ class Scheduler:
         for follower in model.followers:
             follower.index += 1
             follower.pending.append(_Due(follower.index, step.time_ns, now_ns))
+            self._pending += 1
         late = now_ns - step.time_ns > self._deadline_ns
         model.deadlines_missed += late
         return late
@@ -386,16 +416,16 @@ class Scheduler:
                 for record in track.records:
                     record.cause = record.cause or "ended"
                 track.settle(len(track.records))
-        streams = {
-            name: StreamAccount(
+        streams = {}
+        for name, track in self._streams.items():
+            used, in_flight = track.counts()
+            streams[name] = StreamAccount(
                 captured=track.captured,
-                used=track.used,
+                used=used,
                 dropped=by_name(track.dropped),
-                in_flight=sum(not record.used for record in track.records),
+                in_flight=in_flight,
                 discontinuities=track.segment,
             )
-            for name, track in self._streams.items()
-        }
         models = {
             name: ModelAccount(
                 due=model.index,
@@ -436,6 +466,7 @@ class Scheduler:
                 cause = verdict[1]
                 if cause is None:
                     model.pending.append(due)
+                    self._pending += 1
                 else:
                     self._skip(model, due, cause)
                 model.advance()
@@ -485,9 +516,11 @@ class Scheduler:
         pending = model.pending
         if self._policy == "latest":
             while len(pending) > 1 and pending[0].ready_ns < pending[-1].ready_ns:
+                self._pending -= 1
                 self._skip(model, pending.popleft(), "superseded")
         elif self._policy == "deadline":
             while pending and now_ns > pending[0].time_ns + self._deadline_ns:
+                self._pending -= 1
                 self._skip(model, pending.popleft(), "late")
 
     @staticmethod
@@ -511,6 +544,7 @@ class Scheduler:
             return None
         audio: list[int] = []
         audio_ns: int | None = None
+        seen: list[tuple[_Stream, int, int]] = []
         for need, track in model.audio:
             time_num = (
                 model.origin_ns * model.hop_den + due.number * model.hop_num if model.origin_ns is not None else 0
@@ -526,6 +560,8 @@ class Scheduler:
                 return None
             audio.append(row)
             end_ns = track.segment_ns + end * 10**9 // rate_hz
+            start = max(0, end - need.span_samples)
+            seen.append((track, track.segment_ns + start * 10**9 // rate_hz, end_ns))
             audio_ns = end_ns if audio_ns is None else min(audio_ns, end_ns)
         video: list[tuple[int | None, ...]] = []
         video_ns: int | None = None
@@ -541,7 +577,10 @@ class Scheduler:
             if newest is not None:
                 capture_ns = track.captures_ns[newest]
                 video_ns = capture_ns if video_ns is None else min(video_ns, capture_ns)
-        self._mark_used(model, time_ns, audio, video)
+        for track, start_ns, end_ns in seen:
+            track.cover(start_ns, end_ns)
+        for (_, track), numbers in zip(model.video, video, strict=True):
+            track.shown.update([number for number in numbers if number is not None])
         reset = self._reset_cause(model) if model.plan.stateful else None
         skipped = model.skipped_since
         model.skipped_since = 0
@@ -582,50 +621,19 @@ class Scheduler:
             model.resets[cause] += 1
         return cause
 
-    def _mark_used(
-        self, model: _Model, time_ns: int, audio: Sequence[int], video: Sequence[tuple[int | None, ...]]
-    ) -> None:
-        for (need, track), row in zip(model.audio, audio, strict=True):
-            rate_hz = track.plan.rate_hz
-            end = need.end_sample(row)
-            end_ns = track.segment_ns + end * 10**9 // rate_hz
-            start_ns = track.segment_ns + max(0, end - need.span_samples) * 10**9 // rate_hz
-            at = max(model.seen.get(id(track), 0), track.first_seq)
-            records = track.records
-            # Frames before `at` were seen by an earlier window of this model, or lie before this one.
-            for seq in range(at, track.next_seq):
-                record = records[seq - track.first_seq]
-                if record.start_ns >= end_ns:
-                    break
-                if record.end_ns > start_ns:
-                    track.use(record)
-                at = seq + 1 if record.end_ns <= end_ns else seq
-            model.seen[id(track)] = at
-        for (_, track), chosen in zip(model.video, video, strict=True):
-            for number in chosen:
-                if number is not None:
-                    track.use(track.records[number - track.first_seq])
-            model.seen[id(track)] = self._first_after(track, time_ns)
-
-    @staticmethod
-    def _first_after(track: _Stream, time_ns: int) -> int:
-        """Sequence number of the first picture captured after `time_ns`."""
-        return track.first_seq + bisect_left(track.captures_ns, time_ns + 1)
-
     def _skip(self, model: _Model, due: _Due, cause: str) -> None:
         """Enter a skipped step; the frames that were new to it remember why no step saw them."""
         model.skipped[cause] += 1
         model.skipped_since += 1
         if cause in ("filling", "no_input"):
             return  # those frames are still in the windows to come
+        since_ns = model.made_ns if model.made_ns is not None else -(1 << 62)
         for _, track in (*model.audio, *model.video):
-            at = max(model.seen.get(id(track), 0), track.first_seq)
-            for seq in range(at, track.next_seq):
-                record = track.records[seq - track.first_seq]
-                if record.end_ns > due.time_ns:
+            for record in reversed(track.records):
+                if record.end_ns <= since_ns:
                     break
-                record.cause = record.cause or cause
-                # `seen` moves on only where a step is made: a later, longer window may still use these.
+                if record.end_ns <= due.time_ns and record.cause is None:
+                    record.cause = cause
 
     @staticmethod
     def _ended_before(track: _Stream, horizon_ns: int, limit: int) -> int:

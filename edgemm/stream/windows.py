@@ -6,6 +6,7 @@ pictures is slots of a store in which each picture passed the front end once, wh
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, Protocol
@@ -107,10 +108,18 @@ class SoundTrack:
         self.front_end = front_end
         self.row_shape = () if width is None else (width,)
         self.ring = Ring(capacity, self.row_shape)
+        self.spent_ns = 0
+        """Time that the front end has taken until now."""
 
     def push(self, samples: npt.NDArray[np.float32]) -> None:
         """Take the next samples of the stream."""
-        self.ring.append(samples if self.front_end is None else self.front_end.push(samples))
+        if self.front_end is None:
+            self.ring.append(samples)
+            return
+        begin_ns = time.perf_counter_ns()
+        rows = self.front_end.push(samples)
+        self.spent_ns += time.perf_counter_ns() - begin_ns
+        self.ring.append(rows)
 
     def reset(self) -> None:
         """The sound broke off: the next sample is the first of a new segment."""
@@ -179,7 +188,8 @@ class VideoWindow:
     def __init__(self, spec: TensorSpec, track: PictureTrack, count: int, time_axis: int = 0, dims: Dims | None = None):
         _check_dtype(spec, track.dtype)
         self._track = track
-        self.tensor, self._rows = _allocate(spec, (count, *track.shape), time_axis, dims or {})
+        self.tensor, rows = _allocate(spec, (count, *track.shape), time_axis, dims or {})
+        self._slots = list(rows)
 
     def prepare(self, numbers: Sequence[int | None]) -> None:
         """Let those of the pictures that are new pass the front end."""
@@ -189,8 +199,8 @@ class VideoWindow:
 
     def fill(self, numbers: Sequence[int | None]) -> None:
         """Copy the pictures, oldest first; None is a picture of zeros."""
-        for row, number in zip(self._rows, numbers, strict=True):
-            row[...] = 0 if number is None else self._track.tensor(number)
+        for slot, number in zip(self._slots, numbers, strict=True):
+            slot[...] = 0 if number is None else self._track.tensor(number)
 
 
 class HeldInput:

@@ -302,7 +302,7 @@ def _pictures(frames: Iterator[Any], want: VideoWant, stream: Any, start_ns: int
             pts, time_base = frame.pts, frame.time_base or stream.time_base
             capture_ns = ns(pts, time_base) - start_ns
         last_ns = capture_ns
-        picture = reformatter.reformat(frame, format=pixel_format).to_ndarray()
+        picture: Any = reformatter.reformat(frame, format=pixel_format).to_ndarray()
         yield VideoFrame(want.name, pts, time_base, capture_ns, picture, want.color)
     yield End(want.name, last_ns)
 
