@@ -3,9 +3,9 @@
     attention = AttentionKernel(AttentionOptions(head_dim=64, causal=True), runner)
     attention(q, k, v, out)                      # [batch, heads, length, head_dim]
 
-For query i and key j of one head the score is `scale * q[i] . k[j] + bias[i, j]`, the keys that a query may not see have the
-score minus infinity, and the output is the softmax of the scores times v. **A query that sees no key gives zeros and a
-log-sum-exp of minus infinity** (PyTorch gives NaN for it).
+For query i and key j of one head the score is `scale * q[i] . k[j] + bias[i, j]`, the keys that a query may not see
+have the score minus infinity, and the output is the softmax of the scores times v. **A query that sees no key gives
+zeros and a log-sum-exp of minus infinity** (PyTorch gives NaN for it).
 """
 
 from __future__ import annotations
@@ -58,12 +58,14 @@ class AttentionOptions:
     window: tuple[int | None, int | None] = (None, None)
     """How many keys before and after its own position a query sees; None: all. `causal` makes the second at most 0."""
     queries_at: Literal["start", "end"] = "end"
-    """The position of query i among the n keys: i, or n - q_len + i (what a cache of past keys means). Equal lengths: the same."""
+    """The position of query i among n keys: i, or n - q_len + i (after a cache of past keys). Equal lengths: the
+    same."""
 
     def __post_init__(self) -> None:
         if self.head_dim not in HEAD_DIMS:
             raise KernelError(
-                f"No attention kernel has head dimension {self.head_dim}; expected one of {', '.join(map(str, HEAD_DIMS))}. "
+                f"No attention kernel has head dimension {self.head_dim}; "
+                f"expected one of {', '.join(map(str, HEAD_DIMS))}. "
                 "Pad the heads with zeros to the next one, and give `scale`."
             )
         if self.dtype not in _TYPE_TAGS:
@@ -74,7 +76,7 @@ class AttentionOptions:
             raise KernelError(f"Found scale {self.scale}; expected a positive, finite number.")
         if any(side is not None and not 0 <= side < _UNLIMITED for side in self.window):
             raise KernelError(
-                f"Found window {self.window}; expected None or a number of keys from 0 to {_UNLIMITED - 1} on each side."
+                f"Found window {self.window}; expected on each side None or a number from 0 to {_UNLIMITED - 1}."
             )
         if self.queries_at not in ("start", "end"):
             raise KernelError(f"Found queries_at {self.queries_at!r}; expected 'start' or 'end'.")
@@ -103,7 +105,7 @@ def attention_reference(
     alibi_slopes: Array | None = None,
     relative_bias: Array | None = None,
 ) -> tuple[Float64, Float64]:
-    """The attention in float64: the output `[batch, heads, q_len, head_dim]` and the log-sum-exp `[batch, heads, q_len]`.
+    """The attention in float64: output `[batch, heads, q_len, head_dim]` and log-sum-exp `[batch, heads, q_len]`.
 
     Arguments as for `AttentionKernel`, as numbers (not the bits of bfloat16). Keys beyond a length are not read.
     """
@@ -178,7 +180,7 @@ class RingAppendParams(ctypes.Structure):
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """How the keys of a short-query attention are divided: `splits` parts, joined through `workspace_floats` of scratch."""
+    """How the keys of a short-query attention are divided: `splits` parts, joined through scratch memory."""
 
     splits: int
     workspace_floats: int
@@ -188,7 +190,7 @@ class SplitPlan:
 def plan_splits(
     batch: int, heads: int, kv_heads: int, q_len: int, kv_len: int, head_dim: int, *, multiprocessors: int
 ) -> SplitPlan:
-    """Choose how many blocks share the keys of one head, so that a device with `multiprocessors` has two blocks for each.
+    """Choose how many blocks share the keys of one head, so that every multiprocessor of a device has two blocks.
 
     More than 16 queries are not split. A part has at least 128 keys: below that, joining costs more than it brings.
     """
@@ -203,8 +205,8 @@ def plan_splits(
 class AttentionKernel:
     """Launches fused attention with the same options again and again.
 
-    A launch allocates nothing, does not wait, and can be captured in a CUDA graph; lengths and ring positions are read on the
-    device, so that a captured graph follows them.
+    A launch allocates nothing, does not wait, and can be captured in a CUDA graph; lengths and ring positions are read
+    on the device, so that a captured graph follows them.
     """
 
     def __init__(self, options: AttentionOptions, runner: Runner) -> None:
@@ -228,19 +230,21 @@ class AttentionKernel:
         workspace: Any = None,
         stream: Any = None,
     ) -> None:
-        """Write the attention of q `[batch, heads, q_len, head_dim]` over k and v `[batch, kv_heads, kv_len, head_dim]` to `out`.
+        """Write the attention of `q` over `k` and `v` to `out`.
 
+        `q` and `out` are `[batch, heads, q_len, head_dim]`, `k` and `v` `[batch, kv_heads, kv_len, head_dim]`.
         `heads` is a multiple of `kv_heads` (grouped queries). The first three dimensions may have any strides that are
         multiples of 16 bytes. `lse` `[batch, heads, q_len]` float32 receives the natural logarithm of the sums.
 
-        `kv_lengths` int32 `[batch]`: keys that count, clamped to kv_len. `ring_position` int64 `[batch]`: k and v are rings to
-        which so many keys have been written; the last kv_len of them count, oldest first (see `append_to_ring`).
-        `bias`: added to the scaled scores, of q's dtype, `[batch or 1, heads or 1, q_len or 1, kv_len]`, minus infinity hides a key; in
-        a ring its last index is the age order. `alibi_slopes` float32 `[heads]`: adds `-slope * |key - query|`.
-        `relative_bias` float32 `[heads, 2 * span + 1]`: adds the entry `clip(key - query, -span, span) + span`.
+        `kv_lengths` int32 `[batch]`: keys that count, clamped to kv_len. `ring_position` int64 `[batch]`: k and v are
+        rings to which so many keys have been written; the last kv_len of them count, oldest first (see
+        `append_to_ring`). `bias`: added to the scaled scores, of q's dtype, `[batch or 1, heads or 1, q_len or 1,
+        kv_len]`, minus infinity hides a key; in a ring its last index is the age order. `alibi_slopes` float32
+        `[heads]`: adds `-slope * |key - query|`. `relative_bias` float32 `[heads, 2 * span + 1]`: adds the entry
+        `clip(key - query, -span, span) + span`.
 
-        `splits` above 1 divides the keys among blocks (`plan_splits`), for at most 16 queries; it needs `workspace`, float32.
-        Raises KernelError before any launch if an argument does not fit.
+        `splits` above 1 divides the keys among blocks (`plan_splits`), for at most 16 queries; it needs `workspace`,
+        float32. Raises KernelError before any launch if an argument does not fit.
         """
         runner, options = self._runner, self.options
         types = _DTYPE_NAMES[options.dtype]
@@ -304,12 +308,12 @@ class AttentionKernel:
         expect(views["out"], dtypes=types, shape=views["q"].shape, contiguous=False, alignment=16, written=True)
         if kv_heads == 0 or heads % kv_heads:
             raise KernelError(
-                f"q has {heads} heads and k has {kv_heads}; expected a multiple, every kv head serves as many query heads."
+                f"q has {heads} heads and k has {kv_heads}; expected a multiple: every kv head serves as many of q's."
             )
         if max(q_len, kv_len) >= _UNLIMITED or max(heads, batch) > _MAX_GRID_YZ:
             raise KernelError(
-                f"Found q {list(views['q'].shape)} and k {list(views['k'].shape)}; expected lengths below {_UNLIMITED} and at most "
-                f"{_MAX_GRID_YZ} heads and batch entries. Divide the batch."
+                f"Found q {list(views['q'].shape)} and k {list(views['k'].shape)}; expected lengths below {_UNLIMITED} "
+                f"and at most {_MAX_GRID_YZ} heads and batch entries. Divide the batch."
             )
         return batch, heads, kv_heads, q_len, kv_len
 
@@ -318,7 +322,8 @@ class AttentionKernel:
             return
         if params.splits < 1 or params.q_len > SPLIT_MAX_QUERIES:
             raise KernelError(
-                f"Found {params.splits} splits for {params.q_len} queries; expected 1, or more with at most {SPLIT_MAX_QUERIES} queries."
+                f"Found {params.splits} splits for {params.q_len} queries; "
+                f"expected 1, or more with at most {SPLIT_MAX_QUERIES} queries."
             )
         rows = params.batch * params.heads * params.q_len * params.splits
         needed = rows * (params.head_dim + 1)
@@ -374,11 +379,12 @@ class AttentionKernel:
 def append_to_ring(
     runner: Runner, k: Any, v: Any, k_ring: Any, v_ring: Any, position: Any, *, stream: Any = None
 ) -> None:
-    """Write new keys and values `[batch, kv_heads, new_len, head_dim]` to their slots of the rings `[batch, kv_heads, capacity, head_dim]`.
+    """Write new keys and values to their slots of two rings, and advance the position.
 
-    `position` int64 `[batch]` counts the keys ever written; it lives on the device and is advanced there, so that a captured
-    graph moves on by itself. Key number n lies in slot n mod capacity. Elements are 16 bits of any format. Raises KernelError
-    before the launch if an argument does not fit.
+    `k` and `v` are `[batch, kv_heads, new_len, head_dim]`, the rings `[batch, kv_heads, capacity, head_dim]`.
+    `position` int64 `[batch]` counts the keys ever written; it lives on the device and is advanced there, so that a
+    captured graph moves on by itself. Key number n lies in slot n mod capacity. Elements are 16 bits of any format.
+    Raises KernelError before the launch if an argument does not fit.
     """
     views = {what: runner.view(a, what) for what, a in (("k", k), ("v", v), ("k_ring", k_ring), ("v_ring", v_ring))}
     types = tuple(name for names in _DTYPE_NAMES.values() for name in names)
@@ -392,7 +398,8 @@ def append_to_ring(
     capacity = views["k_ring"].shape[2]
     if head_dim % 8 or capacity == 0:
         raise KernelError(
-            f"k_ring has shape {list(views['k_ring'].shape)}; expected a head dimension in steps of 8 and a slot at least."
+            f"k_ring has shape {list(views['k_ring'].shape)}; "
+            "expected a head dimension in steps of 8 and a slot at least."
         )
     at = runner.view(position, "position")
     expect(at, dtypes=("int64",), shape=(batch,), written=True)
@@ -428,7 +435,7 @@ def _ceil(count: int, size: int) -> int:
 
 
 def _rows_of_16_bytes(view: View) -> tuple[int, int, int]:
-    """Strides of the first three dimensions in elements, once every row is known to be contiguous and aligned to 16 bytes."""
+    """Strides of the first three dimensions in elements; raise KernelError unless rows are contiguous and aligned."""
     if view.size == 0:
         return 0, 0, 0
     itemsize = view.dtype.itemsize
@@ -436,8 +443,8 @@ def _rows_of_16_bytes(view: View) -> tuple[int, int, int]:
     steps = [step if length > 1 else 0 for length, step in zip(view.shape, view.strides, strict=True)]
     if steps[3] != itemsize or any(step % 16 for step in steps[:3]):
         raise KernelError(
-            f"{view.what} has strides {list(view.strides)}; expected the last dimension contiguous and the others in multiples of "
-            "16 bytes. Copy it first."
+            f"{view.what} has strides {list(view.strides)}; "
+            "expected the last dimension contiguous and the others in multiples of 16 bytes. Copy it first."
         )
     return steps[0] // itemsize, steps[1] // itemsize, steps[2] // itemsize
 

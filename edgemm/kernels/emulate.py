@@ -42,8 +42,8 @@ _SANITIZERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _RUNTIME_DEFINES: Mapping[str | None, tuple[str, ...]] = MappingProxyType(
     {"address": ("-DCUDA_EMULATOR_ASAN",), "thread": ("-DCUDA_EMULATOR_TSAN",)}
 )
-# GCC's ThreadSanitizer misses stores of the form p[i] = f(x), and its UBSan misaligned loads at a constant offset: sanitizers
-# want clang, the newest first.
+# GCC's ThreadSanitizer misses stores of the form p[i] = f(x), and its UBSan misaligned loads at a constant offset:
+# sanitizers want clang, the newest first.
 _CLANGS = ("clang++-22", "clang++-19", "clang++-18", "clang++-17", "clang++-16", "clang++-15", "clang++-14", "clang++")
 _RUN_TIMEOUT_S = 600
 _MESSAGE_BYTES = 2048
@@ -108,7 +108,7 @@ class _Statistics(ctypes.Structure):
 
 
 def compiler(sanitizer: Sanitizer | None = None) -> str:
-    """The C++ compiler that a build would use: `CXX` if set, else clang for a sanitizer and g++ without, else the other.
+    """The C++ compiler of a build: `CXX` if set, else clang for a sanitizer and g++ without, else the other.
 
     Raises KernelError if there is none.
     """
@@ -316,7 +316,8 @@ def _relocations(params: ctypes.Structure, buffers: Sequence[Array]) -> list[tup
     for number, array in enumerate(buffers):
         if not _is_dense(array):
             raise UsageError(
-                f"Buffer {number} has gaps: shape {array.shape}, strides {array.strides}. Hand over the array that it is a view of."
+                f"Buffer {number} has gaps: shape {array.shape}, strides {array.strides}. "
+                "Hand over the array that it is a view of."
             )
         ranges.append((array.ctypes.data, array.nbytes))
     found = []

@@ -34,7 +34,7 @@ def runner():
     return EmulatorRunner()
 
 
-# ---- every option ------------------------------------------------------------------------------------------------------
+# ---- every option ----------------------------------------------------------------------------------------------------
 
 OPTIONS = [
     pytest.param({}, {}, id="plain"),
@@ -156,7 +156,7 @@ def test_any_combination(runner, data):
     problem.check(*problem.solve(runner, splits=draw(st.integers(1, 4)) if q_len <= 16 else 1))
 
 
-# ---- extreme values ----------------------------------------------------------------------------------------------------
+# ---- extreme values --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("q_len", [3, 40])
@@ -235,7 +235,7 @@ def test_nan_stays_visible(runner, q_len):
     assert np.isnan(out).sum() == q_len
 
 
-# ---- schedules and layouts ---------------------------------------------------------------------------------------------
+# ---- schedules and layouts -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("q_len", [5, 70])
@@ -305,7 +305,7 @@ def test_more_new_keys_than_slots_keep_the_newest(runner):
     assert np.array_equal(rings[1], -rings[0])
 
 
-# ---- the Python side of the interface ----------------------------------------------------------------------------------
+# ---- the Python side of the interface --------------------------------------------------------------------------------
 
 
 def test_structures_and_sizes_mirror_the_header(tmp_path):
@@ -316,7 +316,8 @@ def test_structures_and_sizes_mirror_the_header(tmp_path):
     body = "\n".join(f"  p.out[{i}] = {value};" for i, value in enumerate(values))
     source = tmp_path / "layout.cu"
     source.write_text(
-        f'#include <cstddef>\n#include "attention.cuh"\nstruct P {{ int* out; }};\nEDGEMM_KERNEL(layout, P, 1) {{\n{body}\n}}\n'
+        '#include <cstddef>\n#include "attention.cuh"\nstruct P { int* out; };\n'
+        f"EDGEMM_KERNEL(layout, P, 1) {{\n{body}\n}}\n"
     )
 
     class P(ctypes.Structure):
@@ -484,7 +485,7 @@ def test_appending_nothing_is_no_launch(runner):
     assert position[0] == 7
 
 
-# ---- sanitizers --------------------------------------------------------------------------------------------------------
+# ---- sanitizers ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["address", "undefined", "thread"])

@@ -1,4 +1,4 @@
-"""An independent peer: PyTorch's scaled_dot_product_attention in float64, with masks that this file works out by itself."""
+"""An independent peer: PyTorch's scaled_dot_product_attention in float64, with masks that this file works out."""
 
 from __future__ import annotations
 

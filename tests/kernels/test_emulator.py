@@ -253,7 +253,7 @@ def test_undefined_behaviour_is_refused_with_words(module, kernel, mode, words, 
     out, given = np.zeros(64, np.int32), np.zeros(64, np.int32)
     block = (64,) if kernel in ("divergent_barrier", "early_exit", "divergent_shuffle") else (32,)
     if seed:
-        words = f"The emulator stopped {kernel}: "  # which thread comes first, and so which rule breaks first, is the seed's
+        words = f"The emulator stopped {kernel}: "  # which rule breaks first is the seed's
     with pytest.raises(emulate.LaunchError, match=words) as caught:
         run(module, kernel, given, out, mode=mode, block=block, shared=1024, seed=seed)
     assert "block (0,0,0)" in str(caught.value)
@@ -363,7 +363,8 @@ def test_builds_that_cannot_be(tmp_path, monkeypatch):
 
 def test_a_build_is_cached_by_its_text_and_defines(tmp_path):
     source = tmp_path / "one.cu"
-    text = '#include "edgemm_cuda.cuh"\nstruct P { int* out; };\nEDGEMM_KERNEL(one, P, 32) { p.out[threadIdx.x] = VALUE; }\n'
+    text = '#include "edgemm_cuda.cuh"\nstruct P { int* out; };\n'
+    text += "EDGEMM_KERNEL(one, P, 32) { p.out[threadIdx.x] = VALUE; }\n"
     source.write_text(text)
 
     class P(ctypes.Structure):

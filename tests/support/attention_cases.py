@@ -1,17 +1,19 @@
 """Attention problems, and how far a kernel's answer to one may be from float64: derived, not fitted.
 
-With u the unit roundoff of the elements (2^-11 for fp16, 2^-8 for bfloat16), e = 2^-24 that of float, and T the largest sum of
-magnitudes in a row of scores (scale * sum |q| |k|, and the biases):
+With u the unit roundoff of the elements (2^-11 for fp16, 2^-8 for bfloat16), e = 2^-24 that of float, and T the
+largest sum of magnitudes in a row of scores (scale * sum |q| |k|, and the biases):
 
-- a score is a sum of D exact products and a few terms, wrong by at most (2 D + 16) e T (2: tensor cores truncate), and ex2
-  adds 2 ulp: a probability is relatively wrong by at most d = u + (2 D + 16) e T + 2^-21, with its rounding to the elements' type;
+- a score is a sum of D exact products and a few terms, wrong by at most (2 D + 16) e T (2: tensor cores truncate), and
+  ex2 adds 2 ulp: a probability is relatively wrong by at most d = u + (2 D + 16) e T + 2^-21, with its rounding to the
+  elements' type;
 - the weights are divided by the sum of the same rounded probabilities, so their error moves the output by at most
-  sum_j w_j d |v_j - out|, to first order (the factor 1.1 covers the second); as the weights add up to 1, the sum is at most the
-  root of sum_j w_j (v_j - out)^2, the spread of v;
+  sum_j w_j d |v_j - out|, to first order (the factor 1.1 covers the second); as the weights add up to 1, the sum is at
+  most the root of sum_j w_j (v_j - out)^2, the spread of v;
 - fp16 probabilities below 2^-14 lose at most 2^-25 of the row's largest, which is 1, each;
 - n keys are added in float: (n + 32) 2 e sum_j w_j |v_j|; the result is rounded to the elements' type.
 
-The log-sum-exp is that of the same rounded probabilities: wrong by at most d, the lost small ones, and a few float roundings.
+The log-sum-exp is that of the same rounded probabilities: wrong by at most d, the lost small ones, and a few float
+roundings.
 """
 
 from __future__ import annotations
@@ -141,8 +143,8 @@ def make_problem(
 ) -> Problem:
     """Draw a problem. `keys`: "all", "lengths" or "ring"; slots that hold no key are NaN, so that reading one shows.
 
-    `additive` says which of batch, heads and q_len the bias has (1) or is broadcast over (0); a quarter of it is minus infinity.
-    `transposed` lays the tensors out as [batch, length, heads, head_dim].
+    `additive` says which of batch, heads and q_len the bias has (1) or is broadcast over (0); a quarter of it is minus
+    infinity. `transposed` lays the tensors out as [batch, length, heads, head_dim].
     """
     rng = np.random.default_rng(seed)
 

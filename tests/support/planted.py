@@ -1,7 +1,7 @@
 """Planted bugs: a copy of the CUDA sources with one text replaced, and the test that must notice.
 
-A bug counts as caught only if the named test fails, for the reason given by `words`; a copy that does not compile, or a test
-that fails for another reason, does not count. The same tests must pass on a copy without a bug.
+A bug counts as caught only if the named test fails, for the reason given by `words`; a copy that does not compile, or
+a test that fails for another reason, does not count. The same tests must pass on a copy without a bug.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TIMEOUT_S = 600
 
 @dataclass(frozen=True)
 class Planted:
-    """One bug: in `file` (as "csrc/x.cu") the one place that reads `old` becomes `new`; `test` must fail with `words`."""
+    """One bug: in `file` ("csrc/x.cu") the one place that reads `old` becomes `new`; `test` must fail with `words`."""
 
     name: str
     file: str
