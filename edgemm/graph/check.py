@@ -159,9 +159,10 @@ def _contradiction(model: Model) -> Finding | None:
     try:
         InferShapes()(model)
     except ModelError as error:
-        return Finding(
-            "error", "", "", str(error), "Correct the shape that is wrong in the exporting code and export again."
-        )
+        reason, _, remedy = str(error).partition(". ")
+        blamed = re.search(r"\(op_type:(\w+)(?:, node name: ([^)]+))?\)", reason)
+        op, node = (blamed.group(1), blamed.group(2) or "") if blamed else ("", "")
+        return Finding("error", node, op, f"{reason}.", remedy)
     return None
 
 

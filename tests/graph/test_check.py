@@ -73,7 +73,10 @@ def test_local_functions_and_edgemm_s_operators_are_known(engine: str) -> None:
 def test_contradicting_shapes_are_an_error_with_the_node(engine: str) -> None:
     report = check(graph_text.model("(float[3] x, float[4] z) => (float[3] y) { [sum] y = Add(x, z) }"), engine)
     assert not report.ok
-    assert "node name: sum" in report.findings[0].reason
+    (finding,) = report.findings
+    assert (finding.node, finding.op) == ("sum", "Add")
+    assert "shapes contradict each other" in finding.reason
+    assert finding.remedy.startswith("Correct the shape")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
