@@ -47,10 +47,8 @@ class MagnitudeHistogram:
         if self.limit == 0.0:
             self.limit = max(largest, _SMALLEST_LIMIT)
         elif largest > self.limit:
+            # Both are float32 values, so that in float64 no quotient above a power of two rounds down to it.
             self._grow(math.ceil(math.log2(largest / self.limit)))
-            if largest > self.limit:
-                # log2 may round a quotient just above a power of two down to it.
-                self._grow(1)
         bins = len(self.counts)
         index = (non_zero * np.float32(bins / self.limit)).astype(np.int64)
         self.counts += np.bincount(np.minimum(index, bins - 1), minlength=bins)
