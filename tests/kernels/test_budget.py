@@ -1,0 +1,100 @@
+"""The compile matrix, and what each kernel may take of a multiprocessor: `kernels/budget.json`.
+
+More registers or a stack (which is where spilled registers go) mean fewer warps at a time; a kernel that lost its
+tensor core instructions still gives the right numbers, slowly. Neither shows on a CPU, both show in the compiled code.
+
+To take over the figures of this machine's compiler: EDGEMM_WRITE_BUDGET=1 pytest tests/kernels/test_budget.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import cubin
+import pytest
+
+from edgemm.kernels import attention
+from edgemm.kernels.compile import compile_kernel, compilers, sources
+from edgemm.kernels.sources import source_dir
+
+BUDGET = source_dir().parent / "budget.json"
+ARCHS = (75, 80, 86, 87, 89, 90, 110, 120)
+GRANULE = 8
+"""Registers are given to a warp in steps of 8 a thread, so a budget is a multiple of it."""
+SHARED_WITHOUT_OPT_IN = 48 * 1024
+
+
+def budget() -> dict[str, dict]:
+    return json.loads(BUDGET.read_text())
+
+
+def compiler_for(arch: int):
+    for compiler in compilers():
+        if arch in compiler.archs:
+            return compiler
+    pytest.skip(
+        f"no CUDA compiler for sm_{arch} here: install the CUDA 13 toolkit (nvcc), or pip install nvidia-cuda-nvrtc"
+    )
+
+
+def write(name: str, arch: int, found: cubin.Resources) -> None:
+    entries = budget() if BUDGET.exists() else {}
+    entry = entries.setdefault(name, {"tensor_cores": False, "stack_bytes": 0, "registers": {}})
+    entry["tensor_cores"] = found.tensor_instructions > 0
+    entry["registers"][str(arch)] = -(-found.registers // GRANULE) * GRANULE
+    entry["registers"] = dict(sorted(entry["registers"].items(), key=lambda item: int(item[0])))
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(entries.items()))
+    BUDGET.write_text("{\n" + lines + "\n}\n")
+
+
+@pytest.mark.parametrize("source", sources())
+@pytest.mark.parametrize("arch", [arch if arch == 87 else pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS])
+def test_every_kernel_compiles_within_its_budget(arch, source, tmp_path):
+    compiler = compiler_for(arch)
+    kernels = cubin.resources(Path(compile_kernel(source, arch, compiler=compiler, cache_dir=tmp_path)).read_bytes())
+    assert kernels
+    for name, found in kernels.items():
+        if os.environ.get("EDGEMM_WRITE_BUDGET"):
+            write(name, arch, found)
+        allowed = budget().get(name)
+        assert allowed, f"{name} has no entry in {BUDGET.name}"
+        assert found.registers <= allowed["registers"][str(arch)], f"{name} on sm_{arch} with {compiler}: registers"
+        assert found.stack_bytes <= allowed["stack_bytes"], f"{name} on sm_{arch} with {compiler}: stack"
+        assert (found.tensor_instructions > 0) == allowed["tensor_cores"], f"{name} on sm_{arch}: tensor cores"
+
+
+def test_the_budget_names_no_kernel_that_is_gone():
+    text = "".join(path.read_text() for path in source_dir().glob("*.cu*"))
+    for name in budget():
+        stem = re.sub(r"_(f16|bf16)_d\d+$", "", name)
+        assert stem in text, f"{name} is in {BUDGET.name}, but no source has {stem}"
+
+
+@pytest.mark.parametrize("head_dim", attention.HEAD_DIMS)
+def test_attention_needs_no_opt_in_for_shared_memory(head_dim):
+    assert attention.tile_shared_bytes(head_dim) <= SHARED_WITHOUT_OPT_IN
+    assert attention.split_shared_bytes(head_dim) <= SHARED_WITHOUT_OPT_IN
+
+
+def test_the_reader_of_cubins_agrees_with_ptxas(tmp_path):
+    compiler = compiler_for(87)
+    if compiler.kind != "nvcc":
+        pytest.skip("needs ptxas to compare with: install the CUDA toolkit (nvcc)")
+    output = tmp_path / "d32.cubin"
+    command = [compiler.path, "-cubin", "-arch=sm_87", "-std=c++17", "-Xptxas", "-v", "-o", str(output)]
+    done = subprocess.run(
+        [*command, str(source_dir() / "attention_d32.cu")], capture_output=True, text=True, check=True
+    )
+    said = dict(re.findall(r"entry function '(\w+)'[\s\S]*?Used (\d+) registers", done.stderr))
+    stacks = dict(re.findall(r"properties for (\w+)\s+(\d+) bytes stack frame", done.stderr))
+    found = cubin.resources(output.read_bytes())
+    assert {name: str(one.registers) for name, one in found.items()} == said
+    assert {name: str(one.stack_bytes) for name, one in found.items()} == stacks
+    # 64 keys by 32: 2 x 8 products with the queries, 4 x (4 + 1 for the sums) with the values
+    assert found["edgemm_attention_f16_d32"].tensor_instructions == 36
+    with pytest.raises(ValueError, match="not a 64-bit ELF file"):
+        cubin.resources(b"\x7fELF\x01" + bytes(100))
