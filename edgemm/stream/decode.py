@@ -88,9 +88,11 @@ def _best(name: str, kind: Softmax | Argmax) -> Decoder:
                 f'The output "{name}" has the shape {list(array.shape)}, its decoding expects {wanted}. '
                 'Correct its labels in the recipe, or use decode = "raw".'
             )
-        row = array.reshape(size)
-        index = int(row.argmax())
-        score = 1.0 / float(np.exp(row - row[index], dtype=np.float64).sum()) if softmax else float(row[index])
+        # Plain numbers: for tens of classes several times as fast as numpy's functions, which are cold by now.
+        row = array.ravel().tolist()
+        best = max(row)
+        index = row.index(best)
+        score = 1.0 / sum([math.exp(value - best) for value in row]) if softmax else float(best)
         return Label(labels[index] if labels else str(index), index, score)
 
     return decode

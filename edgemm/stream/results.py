@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -13,8 +13,7 @@ from edgemm.stream.accounting import ModelAccount, StreamAccount
 from edgemm.stream.decode import Decoded
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
+class Latency(NamedTuple):
     """Where the time of one result went, in ns of real time; absent (None in Result) under the virtual clock."""
 
     queue_ns: int
@@ -29,8 +28,7 @@ class Latency:
     """From when the step was ready to when the result was there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """The outputs of one step of one model, and how old what they rest on was when it was made.
 
     Times are ns on the session's timeline, which starts at 0. Ages and skew are None where the model reads no such
@@ -85,7 +83,7 @@ class Result:
             line["in_sync"] = self.in_sync
         if self.latency is not None:
             line["latency_ms"] = {
-                name.removesuffix("_ns"): _ms(getattr(self.latency, name)) for name in Latency.__dataclass_fields__
+                name.removesuffix("_ns"): _ms(getattr(self.latency, name)) for name in Latency._fields
             }
         line["engine"] = self.engine
         line["deadline_missed"] = self.deadline_missed

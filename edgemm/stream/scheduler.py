@@ -37,6 +37,7 @@ from edgemm.stream.accounting import ModelAccount, StreamAccount, by_name
 from edgemm.stream.sync import AudioNeed, VideoNeed
 
 Policy = Literal["latest", "every", "deadline"]
+Gate = Callable[[Mapping[str, float]], bool]
 
 GAP_NS = 10_000_000
 """Sound that starts this far from where the last ended is a discontinuity: one hop of the usual front end, and well
@@ -74,7 +75,7 @@ class ModelPlan:
     video: tuple[VideoNeed, ...] = ()
     feeds: tuple[str, ...] = ()
     gate_model: str | None = None
-    gate: Callable[[Mapping[str, float]], bool] | None = None
+    gate: Gate | None = None
     hold_ns: int = 0
     priority: int = 0
     stateful: bool = False
@@ -535,10 +536,11 @@ class Scheduler:
     def _prepare(self, model: _Model, due: _Due) -> Step | None:
         """Choose the frames of a step; None if it is skipped."""
         time_ns = due.time_ns
-        if any(feed.made_ns is None for feed in model.feeds):
-            self._skip(model, due, "no_input")
-            return None
-        if not self._gate_open(model, time_ns):
+        for feed in model.feeds:
+            if feed.made_ns is None:
+                self._skip(model, due, "no_input")
+                return None
+        if model.plan.gate is not None and not self._gate_open(model, model.plan.gate, time_ns):
             model.gated_since = True
             self._skip(model, due, "gated")
             return None
@@ -572,7 +574,8 @@ class Scheduler:
                 self._skip(model, due, "no_picture")
                 return None
             first = track.first_seq
-            video.append(tuple([None if i is None else first + i for i in chosen]))
+            numbers = tuple([None if i is None else first + i for i in chosen])
+            video.append(numbers)
             newest = chosen[-1]
             if newest is not None:
                 capture_ns = track.captures_ns[newest]
@@ -599,11 +602,9 @@ class Scheduler:
             skipped,
         )
 
-    def _gate_open(self, model: _Model, time_ns: int) -> bool:
-        if model.plan.gate is None or model.plan.gate_model is None:
-            return True
-        source = self._models[model.plan.gate_model]
-        if source.made_ns is not None and model.plan.gate(source.scores):
+    def _gate_open(self, model: _Model, gate: Gate, time_ns: int) -> bool:
+        source = self._models[model.plan.gate_model or ""]
+        if source.made_ns is not None and gate(source.scores):
             model.open_ns = source.made_ns
             return True
         return model.open_ns is not None and time_ns - model.open_ns <= model.plan.hold_ns

@@ -73,18 +73,19 @@ def select_pictures(
         return [None] * need.count if need.missing == "zeros" else None
     chosen: list[int | None] = [newest]
     anchor_ns = captures_ns[newest]
+    spacing_ns = need.spacing_ns
+    at = newest
     for place in range(1, need.count):
-        target_ns = anchor_ns - place * need.spacing_ns
-        earlier = bisect_right(captures_ns, target_ns, 0, newest + 1) - 1
-        nearest = earlier
-        if earlier < newest and (
-            earlier < 0 or captures_ns[earlier + 1] - target_ns < target_ns - captures_ns[earlier]
-        ):
-            nearest = earlier + 1
-        if 2 * abs(captures_ns[nearest] - target_ns) <= need.spacing_ns:
-            chosen.append(nearest)
+        target_ns = anchor_ns - place * spacing_ns
+        # The nearest lies at or before the last one found: walk back while that comes nearer.
+        away_ns = captures_ns[at] - target_ns
+        while at and abs(captures_ns[at - 1] - target_ns) <= abs(away_ns):
+            at -= 1
+            away_ns = captures_ns[at] - target_ns
+        if 2 * abs(away_ns) <= spacing_ns:
+            chosen.append(at)
         elif need.missing == "repeat":
-            chosen.append(max(earlier, 0))
+            chosen.append(max(bisect_right(captures_ns, target_ns, 0, newest + 1) - 1, 0))
         elif need.missing == "zeros":
             chosen.append(None)
         else:

@@ -157,7 +157,8 @@ class PictureTrack:
         self.shape = front_end.shape
         self.dtype = front_end.dtype
         self._raw: dict[int, VideoFrame] = {}
-        self._done: dict[int, Array] = {}
+        self.done: dict[int, Array] = {}
+        """The converted pictures."""
         self._free: list[Array] = []
 
     def push(self, number: int, frame: VideoFrame) -> None:
@@ -166,18 +167,18 @@ class PictureTrack:
 
     def tensor(self, number: int) -> Array:
         """The converted picture; raises KeyError if it was released."""
-        done = self._done.get(number)
+        done = self.done.get(number)
         if done is None:
             frame = self._raw[number]
             out = self._free.pop() if self._free else np.empty(self.shape, self.dtype)
-            done = self._done[number] = self._front_end.prepare(frame.picture, frame.color, out)
+            done = self.done[number] = self._front_end.prepare(frame.picture, frame.color, out)
             del self._raw[number]
         return done
 
     def release(self, floor: int) -> None:
         """Forget the pictures before `floor`."""
-        for number in [n for n in self._done if n < floor]:
-            self._free.append(self._done.pop(number))
+        for number in [n for n in self.done if n < floor]:
+            self._free.append(self.done.pop(number))
         for number in [n for n in self._raw if n < floor]:
             del self._raw[number]
 
@@ -193,14 +194,16 @@ class VideoWindow:
 
     def prepare(self, numbers: Sequence[int | None]) -> None:
         """Let those of the pictures that are new pass the front end."""
+        done = self._track.done
         for number in numbers:
-            if number is not None:
+            if number is not None and number not in done:
                 self._track.tensor(number)
 
     def fill(self, numbers: Sequence[int | None]) -> None:
-        """Copy the pictures, oldest first; None is a picture of zeros."""
+        """Copy the pictures, oldest first, after `prepare`; None is a picture of zeros."""
+        done = self._track.done
         for slot, number in zip(self._slots, numbers, strict=True):
-            slot[...] = 0 if number is None else self._track.tensor(number)
+            slot[...] = 0 if number is None else done[number]
 
 
 class HeldInput:
