@@ -43,7 +43,8 @@ CPU may differ in the last digits.
 
 ## Splits
 
-Voices (espeak-ng variants; kin variants always go to one split) and forms are disjoint. The forms are the 14 runs of
+Voices (espeak-ng variants; kin variants always go to one split, and near copies of a training voice are left out of
+the others) and forms are disjoint. The forms are the 14 runs of
 about 130 digits that open with the same prompt sequence. scikit-learn's description counts 13 writers, so one writer
 may have filled two. The calibration split also served as validation while training; nothing was chosen on the test
 split.
