@@ -143,6 +143,7 @@ using Combine = void (*)(void* const (&in)[kWarp], void* const (&out)[kWarp], in
 // Lanes of one warp that wait for each other. Disjoint masks may meet at the same time.
 struct Meeting {
   unsigned mask = 0, arrived = 0;
+  unsigned order = 0;  // its place in Warp::orders
   const char* name = nullptr;
   void* in[kWarp];
   void* out[kWarp];
@@ -151,7 +152,10 @@ struct Meeting {
 struct Warp {
   Meeting meetings[kMeetings];
   unsigned exited = 0;
-  char order = 0;  // ThreadSanitizer's handle for __syncwarp
+  // ThreadSanitizer's handles for __syncwarp. Each meeting takes the next: a lane that runs ahead to the meeting after must not
+  // release what a lane that has yet to leave this one acquires, else a race between the two would look ordered.
+  char orders[64] = {};
+  unsigned next_order = 0;
 };
 
 struct Machine {
@@ -179,7 +183,8 @@ struct Machine {
   int barrier_line = 0;
   int votes = 0, vote_result = 0;
   std::vector<unsigned> barrier_waiters;
-  char barrier_order = 0, fence_order = 0, end_order = 0;  // ThreadSanitizer's handles
+  unsigned barrier_generation = 0;
+  char barrier_orders[2] = {}, fence_order = 0, end_order = 0;  // ThreadSanitizer's handles; barriers take turns, see Warp
 
   std::uint64_t random = 0;  // state; 0: keep the order
   cuda_emulator_statistics statistics{};
@@ -399,19 +404,25 @@ void meet(unsigned mask, const char* name, void* in, void* out, Combine combine,
   if (!meeting->arrived) {
     meeting->mask = mask;
     meeting->name = name;
+    meeting->order = warp.next_order++ % sizeof warp.orders;
     std::fill(meeting->in, meeting->in + kWarp, nullptr);
     std::fill(meeting->out, meeting->out + kWarp, nullptr);
   }
   meeting->in[lane] = in;
   meeting->out[lane] = out;
   meeting->arrived |= 1u << lane;
-  if (meeting->arrived != mask) return run_next();
-
-  if (combine) combine(meeting->in, meeting->out, extra);
-  ++machine.statistics.collectives;
-  meeting->arrived = 0;
-  for (unsigned other = 0; other < kWarp; ++other)
-    if (other != lane && mask >> other & 1u) make_ready(thread - lane + other);
+  char* const order = combine ? nullptr : &warp.orders[meeting->order];  // only __syncwarp orders memory
+  if (order) order_release(order);
+  if (meeting->arrived != mask) {
+    run_next();
+  } else {
+    if (combine) combine(meeting->in, meeting->out, extra);
+    ++machine.statistics.collectives;
+    meeting->arrived = 0;
+    for (unsigned other = 0; other < kWarp; ++other)
+      if (other != lane && mask >> other & 1u) make_ready(thread - lane + other);
+  }
+  if (order) order_acquire(order);
 }
 
 struct ShuffleIn {
@@ -583,11 +594,13 @@ int block_barrier(const char* file, int line, Vote vote, int predicate) {
   machine.barrier_file = file;
   machine.barrier_line = line;
   machine.votes += predicate;
-  order_release(&machine.barrier_order);
+  char* const order = &machine.barrier_orders[machine.barrier_generation & 1u];
+  order_release(order);
   if (++machine.at_barrier == machine.threads) {
     const int votes = machine.votes, all = static_cast<int>(machine.threads);
     machine.vote_result = vote == Vote::kAnd ? votes == all : vote == Vote::kOr ? votes != 0 : votes;
     machine.at_barrier = 0;
+    ++machine.barrier_generation;
     ++machine.statistics.barriers;
     for (unsigned waiter : machine.barrier_waiters) make_ready(waiter);
     machine.barrier_waiters.clear();
@@ -595,16 +608,11 @@ int block_barrier(const char* file, int line, Vote vote, int predicate) {
     machine.barrier_waiters.push_back(current->linear);
     run_next();
   }
-  order_acquire(&machine.barrier_order);
+  order_acquire(order);
   return machine.vote_result;  // nobody reaches the next barrier's end before this thread arrives there
 }
 
-void warp_barrier(unsigned mask) {
-  char* const handle = &machine.warps[current->linear / kWarp].order;
-  order_release(handle);
-  meet(mask, "__syncwarp", nullptr, nullptr, nullptr, 0);
-  order_acquire(handle);
-}
+void warp_barrier(unsigned mask) { meet(mask, "__syncwarp", nullptr, nullptr, nullptr, 0); }
 
 std::uint64_t shuffle(unsigned mask, const char* name, std::uint64_t value, unsigned source) {
   ShuffleIn in{value, source};
