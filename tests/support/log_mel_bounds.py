@@ -71,7 +71,8 @@ def _bands(samples: Array, options: LogMelOptions) -> tuple[Array, Array]:
         amplitude = np.abs(np.fft.rfft(emphasised * shape, options.fft_size))
         total = float(np.sum(size * shape) * (1 + options.preemphasis) + np.max(size) * options.preemphasis)
         wrong = UNIT * total * (6 * np.log2(options.fft_size) + 80)
-        spread = wrong if options.power == 1 else 2 * amplitude * wrong + wrong**2
+        # squares below 2^-149 are lost, and with them, where there is a root, amplitudes below 2^-74
+        spread = wrong + 2.0**-74 if options.power == 1 else 2 * amplitude * wrong + wrong**2 + SMALLEST
         value = filters @ amplitude**options.power
         error = filters @ (spread + 4 * UNIT * amplitude**options.power) + UNIT * (taps + 4) * value + SMALLEST
         low[k], high[k] = np.maximum(value - error, 0), value + error
