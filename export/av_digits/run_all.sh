@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes everything in calibration/av_digits but the recipe, from nothing: data, model, ONNX, test set, clip, metrics.
-# Needs espeak-ng 1.51 and the packages of requirements.txt; PYTHON names the interpreter. About 40 minutes on 2 cores.
+# Needs espeak-ng 1.51 and the packages of requirements.txt; PYTHON names the interpreter. About an hour.
 set -eu
 here=$(dirname "$0")
 root=$here/../..
