@@ -259,27 +259,30 @@ __device__ __forceinline__ void make_frame(const LogMelPlan& p, const Source& sa
                                            WarpMemory<kFft>& memory, int lane, void* out, long long at,
                                            bool half_out) {
   constexpr int kPoints = kFft / 2, kPerLane = kPoints / 32;
-  float2 v[kPerLane];
+  // Into shared memory first: coalesced, in a loop that is not unrolled (edges take much code), and with neighbours at
+  // hand for the pre-emphasis.
+  float* const window_samples = reinterpret_cast<float*>(memory.z);
   float sum = 0.0f;
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    const int n = 2 * (lane + 32 * j);
-    v[j].x = n < p.window_samples ? sample(start + n) * p.scale : 0.0f;
-    v[j].y = n + 1 < p.window_samples ? sample(start + n + 1) * p.scale : 0.0f;
-    sum += v[j].x + v[j].y;
+#pragma unroll 2
+  for (int n = lane; n < p.window_samples; n += 32) {
+    window_samples[n] = sample(start + n) * p.scale;
+    sum += window_samples[n];
   }
   const float mean = p.remove_dc ? sum_over_warp(sum) / static_cast<float>(p.window_samples) : 0.0f;
-  float wrapped = 0.0f;  // in lane 0: the last sample of lane 31, one j earlier
+  __syncwarp();
+  float2 v[kPerLane];
 #pragma unroll
   for (int j = 0; j < kPerLane; ++j) {
     const int n = 2 * (lane + 32 * j);
-    const float x = v[j].x - mean, y = v[j].y - mean;
-    const float left = __shfl_sync(0xffffffffu, y, (lane + 31) & 31);
-    const float before = n == 0 ? x : lane == 0 ? wrapped : left;  // the first sample is its own predecessor
-    wrapped = left;
-    v[j].x = n < p.window_samples ? fmaf(-p.preemphasis, before, x) * __ldg(p.window + n) : 0.0f;
-    v[j].y = n + 1 < p.window_samples ? fmaf(-p.preemphasis, x, y) * __ldg(p.window + n + 1) : 0.0f;
+    v[j] = make_float2(0.0f, 0.0f);
+    if (n >= p.window_samples) continue;
+    const float x = window_samples[n] - mean;
+    const float before = n ? window_samples[n - 1] - mean : x;  // the first sample is its own predecessor
+    v[j].x = fmaf(-p.preemphasis, before, x) * __ldg(p.window + n);
+    if (n + 1 < p.window_samples)
+      v[j].y = fmaf(-p.preemphasis, x, window_samples[n + 1] - mean) * __ldg(p.window + n + 1);
   }
+  __syncwarp();  // the FFT takes the place of the samples
   fft<kFft>(v, memory.z, p.twiddle, lane);
 
   // Z of the packed signal -> X of the real one: with E = (Z[k] + conj Z[M-k]) / 2, O = (Z[k] - conj Z[M-k]) / 2i,
