@@ -13,6 +13,7 @@ from edgemm.errors import CalibrationError
 from edgemm.graph import Model
 from edgemm.quant import HOW_TO_GIVE_DATA, Sample, from_folder
 from edgemm.recipe import Recipe
+from edgemm.stream.sources.images import SUFFIXES
 from edgemm.types import Tensors
 
 Data = str | Path | Iterable[Tensors | Sequence[Tensors]]
@@ -60,9 +61,10 @@ class CalibrationSource:
             return [s if isinstance(s, Sample) else _sample(s, n) for n, s in enumerate(self._data, 1)]
         if not self._data.exists():
             raise CalibrationError(f"There is no calibration data at {self._data}. {HOW_TO_GIVE_DATA}")
-        if self._data.is_dir() or self._data.suffix == ".npz":
-            own = self._data / name
-            samples = from_folder(own if own.is_dir() else self._data, fed)
+        own = self._data / name
+        folder = own if own.is_dir() else self._data
+        if self._data.suffix == ".npz" or (folder.is_dir() and not _holds_pictures(folder)):
+            samples = from_folder(folder, fed)
             # Without state the steps of a stack are samples like any other.
             return list(samples) if states else [one for sample in samples for one in _apart(sample)]
         if self._recorded is None:
@@ -71,6 +73,12 @@ class CalibrationSource:
             return []
         whole = Sample(self._recorded[name], str(self._data))
         return [whole] if states else list(_apart(whole))
+
+
+def _holds_pictures(folder: Path) -> bool:
+    """True for a folder of images, which is a recording. Samples beside them have the right of way."""
+    suffixes = {file.suffix.lower() for file in folder.iterdir()}
+    return ".npz" not in suffixes and not suffixes.isdisjoint(SUFFIXES)
 
 
 def _apart(sample: Sample) -> Sequence[Sample]:

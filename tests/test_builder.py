@@ -318,3 +318,27 @@ def test_a_value_of_the_recipe_takes_its_branch_out_of_the_graph_and_int8_reache
         got = np.array(engine.run(data[0])["y"])
     want = np.stack([np.convolve(data[0]["x"][0, 0], kernel[0, ::-1], "valid") for kernel in weight])[None]
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_folder_of_images_is_a_recording_to_calibrate_on(tmp_path: Path) -> None:
+    import cv2
+
+    conv_net(tmp_path / "net.onnx")
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        'edgemm = 1\nname = "look"\n[streams.camera]\nkind = "video"\n[models.net]\nfile = "net.onnx"\n'
+        'hop = "40 ms"\ndims = { n = 1 }\n'
+        'inputs.x = { stream = "camera", image = { width = 8, height = 8, color = "gray" } }\n'
+    )
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        cv2.imwrite(str(pictures / f"{number}.png"), rng.integers(0, 256, (12, 12, 3), np.uint8))
+    (model,) = edgemm.build(path, tmp_path / "out.edgemm", precision="int8", calibration=pictures).models
+    # A step sees what was captured up to its time, and the first is due a hop after the first picture.
+    assert model.calibration.startswith(f"5 steps of {pictures}")
+    # Samples have the right of way, and here they do not fit.
+    np.savez(pictures / "one.npz", y=np.zeros(3))
+    with pytest.raises(CalibrationError, match="one.npz has the keys y"):
+        edgemm.build(path, tmp_path / "out.edgemm", precision="int8", calibration=pictures)

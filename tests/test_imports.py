@@ -30,7 +30,7 @@ ALLOWED = {
     "engine": {*LOW, "graph", "quant", "bundle", "recipe"},
     "stream": {*BASE, "recipe"},
     "recipe_draft": BASE,
-    "calibration_data": {*BASE, "recipe", "graph", "quant"},
+    "calibration_data": {*BASE, "recipe", "graph", "quant", "stream"},
     "builder": {*LOW, "recipe", "bundle", "graph", "quant", "engine", "calibration_data", "runner"},
     "runner": {*LOW, "recipe", "bundle", "engine", "frontend", "stream"},
     "profiler": {*LOW, "recipe", "bundle", "engine", "stream", "runner"},
