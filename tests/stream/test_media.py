@@ -166,6 +166,29 @@ def test_a_hole_in_the_sound_is_marked(tmp_path: Path) -> None:
     assert chunks[-1].end_ns == pytest.approx(3e9, abs=3e7)
 
 
+def test_a_clip_of_a_phone_held_upright_stands_upright(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        image = np.zeros((48, 64, 3), np.uint8)
+        image[:16, :16] = 255  # top left
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode(None))
+    # The matrix of the track header says: turn it clockwise (ISO 14496-12, 8.3.2).
+    one, zero = (1 << 16).to_bytes(4, "big"), bytes(4)
+    upright = one + 3 * zero + one + 3 * zero
+    turned = zero + one + zero + (-(1 << 16)).to_bytes(4, "big", signed=True) + 4 * zero
+    data = clip.read_bytes()
+    at = data.index(upright, data.index(b"tkhd"))
+    clip.write_bytes(data[:at] + turned + data[at + len(turned) :])
+    frame = read(MediaSource(clip, BOTH[1:]))[0]
+    assert isinstance(frame, VideoFrame)
+    assert frame.picture.shape == (64, 48)
+    assert frame.picture[:14, -14:].min() > 200  # top right
+    assert frame.picture[20:].max() < 50
+
+
 def test_a_wav_file_is_sound(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.wav", audio="pcm_s16le", video=None, rate_hz=16000)
     chunks = [e for e in read(MediaSource(clip, BOTH[:1])) if isinstance(e, AudioChunk)]

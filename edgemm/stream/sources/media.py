@@ -303,6 +303,10 @@ def _pictures(frames: Iterator[Any], want: VideoWant, stream: Any, start_ns: int
             capture_ns = ns(pts, time_base) - start_ns
         last_ns = capture_ns
         picture: Any = reformatter.reformat(frame, format=pixel_format).to_ndarray()
+        # A phone held upright writes a picture that lies, and how to turn it, counter-clockwise as numpy does.
+        turns = round(getattr(frame, "rotation", 0) / 90) % 4
+        if turns:
+            picture = np.ascontiguousarray(np.rot90(picture, turns))
         yield VideoFrame(want.name, pts, time_base, capture_ns, picture, want.color)
     yield End(want.name, last_ns)
 
