@@ -113,7 +113,7 @@ def build_plan(
     builder = trt.Builder(log.sink)
     if builder is None:
         raise _refused(flavour, builder_problems(log.errors, {}), log)
-    network = builder.create_network(_network_flags(flavour, plugins is not None))
+    network = builder.create_network(_network_flags(flavour, plugins is not None and plugins.ahead_of_time))
     config = builder.create_builder_config()
     _parse(flavour, network, config, model, log)
     _configure(flavour, builder, config, network, options)
@@ -178,10 +178,9 @@ def _gpu_for(flavour: Flavour, target: Target, gpu: Gpu | None) -> Gpu:
     return gpu
 
 
-def _network_flags(flavour: Flavour, plugins: bool) -> int:
+def _network_flags(flavour: Flavour, ahead_of_time: bool) -> int:
     flags = 1 << int(flavour.member("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"))
-    # An ahead-of-time plugin puts its PTX in the plan, which then needs no Python where it runs.
-    if plugins and "PREFER_AOT_PYTHON_PLUGINS" in flavour.members("NetworkDefinitionCreationFlag"):
+    if ahead_of_time and "PREFER_AOT_PYTHON_PLUGINS" in flavour.members("NetworkDefinitionCreationFlag"):
         flags |= 1 << int(flavour.member("NetworkDefinitionCreationFlag", "PREFER_AOT_PYTHON_PLUGINS"))
     return flags
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgemm.device import open_device
+from edgemm.engine import trt_aot
 from edgemm.engine.rtx_library import provide_library
 from edgemm.engine.trt_flavour import Flavour
 from edgemm.engine.trt_memory import DeviceTensor
@@ -38,10 +39,14 @@ _BFLOAT16 = 16
 
 
 class OwnPlugins:
-    """edgemm's plugins. `make_runner` gives what launches the kernels, asked for when the first one is to run."""
+    """edgemm's plugins. `make_runner` gives what launches the kernels, asked for when the first one is to run.
 
-    def __init__(self, make_runner: Callable[[], Runner] | None = None) -> None:
+    With `ahead_of_time`, attention becomes an ahead-of-time plugin where the version has them (`trt_aot`).
+    """
+
+    def __init__(self, make_runner: Callable[[], Runner] | None = None, *, ahead_of_time: bool = False) -> None:
         self._make_runner = make_runner or (lambda: CudaRunner(open_device()))
+        self.ahead_of_time = ahead_of_time
         self._runner: Runner | None = None
 
     @cached_property
@@ -50,8 +55,12 @@ class OwnPlugins:
         state = hashlib.sha256()
         here = Path(__file__).resolve()
         kernels = here.parents[1] / "kernels"
-        python = [here, *(kernels / name for name in ("attention.py", "log_mel.py", "log_mel_cuda.py"))]
-        for file in (*sorted(source_dir().glob("*.cu*")), *python):
+        python = [
+            here,
+            here.with_name("trt_aot.py"),
+            *(kernels / name for name in ("attention.py", "log_mel.py", "log_mel_cuda.py")),
+        ]
+        for file in (*sorted(source_dir().rglob("*.cu*")), *python):
             state.update(file.name.encode() + b"\0" + file.read_bytes())
         return state.hexdigest()
 
@@ -62,7 +71,12 @@ class OwnPlugins:
         if flavour.name == "tensorrt-rtx":
             provide_library()
         registry = flavour.module.get_plugin_registry()
+        ahead_of_time = self.ahead_of_time and trt_aot.is_available(flavour)
+        if ahead_of_time:
+            trt_aot.register_attention(flavour, lambda: open_device().arch)
         for op in OPERATORS:
+            if ahead_of_time and op == "FusedAttention":
+                continue
             if registry.get_creator(op, VERSION, NAMESPACE) is None:
                 creator = make_creator(flavour.module, op, self.runner)
                 if not registry.register_creator(creator, NAMESPACE):

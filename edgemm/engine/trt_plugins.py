@@ -15,6 +15,11 @@ class Plugins(Protocol):
         """Hash of the plugins' code: a plan that was compiled with other code is not loaded."""
         ...
 
+    @property
+    def ahead_of_time(self) -> bool:
+        """True if TensorRT is to take ahead-of-time plugins, whose kernels go into the plan, where there are both."""
+        ...
+
     def register(self, flavour: Flavour) -> None:
         """Make them known to this TensorRT, before a graph with their nodes is parsed or its plan loaded."""
         ...

@@ -42,6 +42,8 @@ TOOLKIT = "/usr/local/cuda"
 WHEELS = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu13", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc-cu11")
 """Python packages that hold NVRTC."""
 
+Form = Literal["cubin", "ptx"]
+_VIRTUAL: Mapping[Form, str] = MappingProxyType({"cubin": "sm", "ptx": "compute"})
 _COMMON = ("-std=c++17",)
 _INSTALL = (
     "Install the CUDA toolkit (nvcc), or the compiler as a library: "
@@ -97,9 +99,16 @@ def find_compiler(arch: int | None = None) -> Compiler:
 
 
 def compile_kernel(
-    source: str | Path, arch: int, *, compiler: Compiler | None = None, cache_dir: Path | None = None
+    source: str | Path,
+    arch: int,
+    *,
+    compiler: Compiler | None = None,
+    cache_dir: Path | None = None,
+    form: Form = "cubin",
 ) -> Path:
     """The cubin of a source (a name of `sources()` or the path of a `.cu`) for sm_`arch`, from the cache or new.
+
+    With `form="ptx"` it is PTX, which a driver compiles for `arch` or a newer device.
 
     The cache key is the text of the source and of every header beside it, the compiler with its version, the flags
     and the architecture. A cubin appears in the cache whole or not at all, whatever else runs. Raises KernelError
@@ -119,10 +128,12 @@ def compile_kernel(
             f"Use a CUDA toolkit that does: {_hint(arch)}."
         )
     flags = (*_COMMON, *FLAGS.get(path.stem, ()))
-    target = (cache_dir or cache.folder("kernels")) / f"{path.stem}-sm_{arch}-{_key(path, arch, compiler, flags)}.cubin"
+    target = (
+        cache_dir or cache.folder("kernels")
+    ) / f"{path.stem}-sm_{arch}-{_key(path, arch, compiler, flags)}.{form}"
     if target.is_file():
         return target
-    binary = (_run_nvcc if compiler.kind == "nvcc" else _run_nvrtc)(compiler, path, arch, flags)
+    binary = (_run_nvcc if compiler.kind == "nvcc" else _run_nvrtc)(compiler, path, arch, flags, form)
     _write_atomically(target, binary)
     return target
 
@@ -179,10 +190,10 @@ def _nvrtc_paths() -> Iterator[str]:
     yield from sorted(path for path in seen if os.path.isfile(path))
 
 
-def _run_nvcc(compiler: Compiler, source: Path, arch: int, flags: Sequence[str]) -> bytes:
+def _run_nvcc(compiler: Compiler, source: Path, arch: int, flags: Sequence[str], form: Form) -> bytes:
     with tempfile.TemporaryDirectory(prefix="edgemm-nvcc-") as temporary:
-        output = Path(temporary) / "kernel.cubin"
-        command = [compiler.path, "-cubin", f"-arch=sm_{arch}", *flags, f"-I{source_dir()}"]
+        output = Path(temporary) / f"kernel.{form}"
+        command = [compiler.path, f"-{form}", f"-arch={_VIRTUAL[form]}_{arch}", *flags, f"-I{source_dir()}"]
         done = subprocess.run(
             [*command, "-o", str(output), str(source)], capture_output=True, text=True, errors="replace", check=False
         )
@@ -191,7 +202,7 @@ def _run_nvcc(compiler: Compiler, source: Path, arch: int, flags: Sequence[str])
         return output.read_bytes()
 
 
-def _run_nvrtc(compiler: Compiler, source: Path, arch: int, flags: Sequence[str]) -> bytes:
+def _run_nvrtc(compiler: Compiler, source: Path, arch: int, flags: Sequence[str], form: Form) -> bytes:
     library = _load(compiler.path)
     program = ctypes.c_void_p()
     created = library.nvrtcCreateProgram(
@@ -199,11 +210,16 @@ def _run_nvrtc(compiler: Compiler, source: Path, arch: int, flags: Sequence[str]
     )
     _check(library, created)
     try:
-        words = [f"--gpu-architecture=sm_{arch}", *flags, f"-I{source_dir()}", f"-I{source.resolve().parent}"]
+        words = [
+            f"--gpu-architecture={_VIRTUAL[form]}_{arch}",
+            *flags,
+            f"-I{source_dir()}",
+            f"-I{source.resolve().parent}",
+        ]
         options = (ctypes.c_char_p * len(words))(*(word.encode() for word in words))
         if library.nvrtcCompileProgram(program, len(words), options):
             raise KernelError(_failure(compiler, source, arch, _nvrtc_bytes(library, program, "ProgramLog").decode()))
-        return _nvrtc_bytes(library, program, "CUBIN")
+        return _nvrtc_bytes(library, program, form.upper()).rstrip(b"\0" if form == "ptx" else b"")
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 

@@ -294,6 +294,7 @@ def test_a_timing_cache_that_cannot_be_kept_is_an_error(jetson: Double, tmp_path
 def test_plugins_are_registered_and_in_the_key(module: Double) -> None:
     class Known:
         digest = "d1g35t"
+        ahead_of_time = True
         flavour: Flavour | None = None
 
         def register(self, flavour: Flavour) -> None:

@@ -11,7 +11,7 @@ import trt_graphs
 from onnx import ModelProto, TensorProto
 
 from edgemm.device import open_device
-from edgemm.engine import targets, trt_flavour
+from edgemm.engine import targets, trt_aot, trt_flavour
 from edgemm.engine.executor import OnnxRuntimeExecutor
 from edgemm.engine.gpu import find_gpu
 from edgemm.engine.onnxruntime import OnnxRuntimeEngine
@@ -154,7 +154,10 @@ def test_the_log_mel_plugin_runs_the_kernel(flavour: Flavour) -> None:
             np.testing.assert_allclose(engine.run({"x": x})["y"][0], log_mel_reference(x[0], options), atol=5e-3)
 
 
-def test_the_attention_plugin_runs_the_kernel(flavour: Flavour) -> None:
+@pytest.mark.parametrize("ahead_of_time", [False, True])
+def test_the_attention_plugin_runs_the_kernel(flavour: Flavour, ahead_of_time: bool) -> None:
+    if ahead_of_time and not trt_aot.is_available(flavour):
+        pytest.skip(f"{flavour.title} has no ahead-of-time plugins: TensorRT 10.13 and 11 have them")
     options = AttentionOptions(64, causal=True)
     shape = [1, 4, 32, 64]
     node = ops.attention_node("q", "k", "v", "y", options, name="node")
@@ -163,7 +166,7 @@ def test_the_attention_plugin_runs_the_kernel(flavour: Flavour) -> None:
         trt_graphs.model([node], [(name, half, shape) for name in "qkv"], [("y", half, shape)])
     )
     ops.add_bodies(proto)
-    plugins = OwnPlugins()
+    plugins = OwnPlugins(ahead_of_time=ahead_of_time)
     plan = build(flavour, ops.without_bodies(proto).SerializeToString(), plugins=plugins)
     rng = np.random.default_rng(0)
     feeds = {name: rng.standard_normal(shape).astype(np.float16) for name in "qkv"}
