@@ -271,8 +271,9 @@ class _Writer:
         for item in self._plan.compute.values():
             add = bias_add(item, self._links)
             spec = known.get(item.node.input[0])
-            # Without static shapes onnxruntime leaves MatMul and Add apart, and the Add is cheaper in float.
-            if add is not None and spec is not None and spec.is_static:
+            # Beyond matrices onnxruntime fuses MatMul and Add only where shapes are static; apart, the Add is
+            # cheaper in float.
+            if add is not None and spec is not None and (spec.is_static or len(spec.shape) == 2):
                 found[add[0].name] = (item, add[1])
         return found
 

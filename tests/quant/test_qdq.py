@@ -250,6 +250,18 @@ def test_matmul_with_bias_and_attention(graph, executor, samples, fused_ops, for
         assert not {"MatMul", "Gemm"} & set(fused_ops(done.model))
 
 
+@pytest.mark.parametrize("shape", [("n", 16), (3, 16), ("n", 5, 16), (2, 5, 16)])
+def test_a_bias_behind_a_matrix_product_keeps_it_int8(graph, executor, samples, fused_ops, shape):
+    x = graph.input("x", *shape)
+    y = graph.op("Add", graph.op("MatMul", x, graph.weight(16, 8)), graph.weight(8))
+    graph.output(graph.op("Sigmoid", y))
+    done, agreement = quantize(graph.model(), executor, samples, "onnxruntime")
+    fused = set(fused_ops(done.model))
+    assert fused & {"QGemm", "MatMulIntegerToFloat"}
+    assert not {"MatMul", "Gemm"} & fused
+    assert agreement.sqnr_db > 25
+
+
 def test_the_sum_of_two_matrix_products_stays_int8_in_onnxruntime(graph, executor, samples, fused_ops):
     # A recurrent cell, unrolled. onnxruntime would make one of them a Gemm with a float addend.
     x = graph.input("x", 1, 16)
