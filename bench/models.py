@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import platform
 import shutil
 import subprocess
@@ -22,13 +21,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import distributions, version
 from itertools import chain
 from pathlib import Path
 
 import model_inputs as inputs
+import msgspec
 import numpy as np
 import onnxruntime as ort
 from model_inputs import Steps
@@ -127,6 +127,8 @@ class Row:
     all: Int8 | None
     budget: Int8 | None
     chosen: str
+    machine: str
+    """Device, date and versions."""
     plans: dict[str, str]
     """By precision: what TensorRT for RTX made of it; empty where it is not installed."""
 
@@ -283,6 +285,7 @@ def measure(case: Case, data: Path, work: Path) -> Row:
             None,
             None,
             chosen,
+            machine(),
             compiled(recipe_file, prepared.calibration, work) if "all" in builds else {},
         )
         row.bare_ms, row.fp32_ms = milliseconds([by_hand, fp32], prepared.test)
@@ -481,7 +484,7 @@ def mtcnn(net: str) -> Callable[[Path, Path], Data]:
         def recording(path: str) -> Callable[[np.ndarray], list[np.ndarray]]:
             return hooked(path, lambda x: recorded.append(x) if Path(path).stem == net else None)
 
-        frames = inputs.video(data, "carphone_pristine.mp4", 40, 6)
+        frames = inputs.video(data, "carphone_pristine.mp4", 40, 3)
         detector = inputs.mtcnn(data, recording)
         boxes = []
         marks = [0]
@@ -654,12 +657,14 @@ CASES = (
 # The report
 
 
-def as_markdown(rows: Sequence[Row], machine: str) -> str:
+def as_markdown(rows: Sequence[Row]) -> str:
     """The result as Markdown."""
     lines = [
         "# Real models",
         "",
-        f"`python bench/models.py FOLDER`, {machine}",
+        "`python bench/models.py FOLDER`",
+        "",
+        *dict.fromkeys(row.machine for row in rows),
         "",
         "| model | check: onnxruntime, tensorrt, tensorrt-rtx | nodes | steps | "
         "fp32: largest difference (largest output) | fp32: same decisions |",
@@ -747,11 +752,15 @@ def main() -> int:
         row.package = f"{case.package} {held.get(case.package, '')}".strip()
         rows.append(row)
         print(f"{case.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    text = as_markdown(rows, machine())
+    # Models that were not asked for keep what was found of them before.
+    file = options.results / "models.json"
+    before = msgspec.json.decode(file.read_bytes(), type=list[Row]) if file.is_file() else []
+    every = {row.name: row for row in [*before, *rows]}
+    rows = [every[case.name] for case in CASES if case.name in every]
+    text = as_markdown(rows)
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "models.md").write_text(text)
-    content = {"machine": machine(), "models": [asdict(row) for row in rows]}
-    (options.results / "models.json").write_text(json.dumps(content, indent=1) + "\n")
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1) + b"\n")
     print(text)
     return 0
 
