@@ -6,11 +6,10 @@ The demo clip is decoded once; then its frames go through a Session as a live ru
 and so is the call of onnxruntime's own `session.run` inside it. What the loop adds to a step is the step's time, less
 its front ends, less that bare run. By stage:
 
-    choose    the scheduler: which step is due, on which frames
     window    copying rows and pictures into the input tensors
     binding   the engine's own work around `session.run`
     outputs   decoding the two outputs: softmax with labels, threshold
-    result    gates, ages, latencies, accounts, the Result
+    the rest  choosing the step and its frames; gates, ages, latencies, accounts, the Result
 
 "arrivals" is what it takes between two steps to enter the frames that come: books, rings, stores. Decoding the clip and
 the front ends (log-mel, resizing) are not the loop's, and are not counted.
@@ -35,7 +34,6 @@ from edgemm import recipe as recipes
 from edgemm.engine.onnxruntime import OnnxRuntimeEngine
 from edgemm.runner import Session, open_sources
 from edgemm.stream.frames import Event
-from edgemm.stream.spans import Stage
 
 HOME = Path(__file__).parents[1] / "calibration" / "av_digits"
 LIMIT_US = 60
@@ -71,19 +69,6 @@ class TimedSession:
         return getattr(self._session, name)
 
 
-class StageTimes:
-    """Keeps the last span of each stage, and the sum of the front ends."""
-
-    def __init__(self) -> None:
-        self.last: dict[Stage, tuple[int, int]] = {}
-        self.front_end_ns = 0
-
-    def span(self, stage: Stage, model: str, step: int, begin_ns: int, end_ns: int) -> None:
-        self.last[stage] = (begin_ns, end_ns)
-        if stage == "front_end":
-            self.front_end_ns += end_ns - begin_ns
-
-
 def measure(events: list[Event], rounds: int, warm_up: int) -> dict[str, np.ndarray]:
     """Microseconds of every step of `rounds` runs over the clip, by what was measured."""
     recipe = recipes.load(HOME / "recipe.toml")
@@ -93,15 +78,16 @@ def measure(events: list[Event], rounds: int, warm_up: int) -> dict[str, np.ndar
     for number in range(rounds + warm_up):
         with OnnxRuntimeEngine(HOME / model.file) as engine:
             timed = engine._session = TimedSession(engine._session)
-            clock, times = Told(), StageTimes()
-            session = Session(recipe, {name: engine}, clock=clock, recorder=times)
-            arrivals_ns = 0
+            clock = Told()
+            session = Session(recipe, {name: engine}, clock=clock)
+            [sound] = session._sounds._tracks.values()
+            arrivals_ns = sound_ns = 0
             for event in events:
                 clock.time_ns = event.end_ns
-                times.front_end_ns = 0
+                before_ns = sound.spent_ns
                 begin = now()
                 session.ingest(event, event.end_ns)
-                arrivals_ns += now() - begin - times.front_end_ns
+                arrivals_ns += now() - begin - (sound.spent_ns - before_ns)
 
                 begin = now()
                 session.tick(event.end_ns)
@@ -110,20 +96,18 @@ def measure(events: list[Event], rounds: int, warm_up: int) -> dict[str, np.ndar
                 if not made:
                     arrivals_ns += end - begin
                     continue
-                front_end, window, run, decode = (times.last[s] for s in ("front_end", "window", "inference", "decode"))
-                stages = [
-                    front_end[0] - begin,
-                    window[1] - window[0],
-                    run[1] - run[0] - timed.last_ns,
-                    decode[1] - decode[0],
-                    end - decode[1],
-                ]
+                latency = made[0].latency
+                pictures_ns = latency.front_end_ns - (sound.spent_ns - sound_ns)
+                sound_ns = sound.spent_ns
+                added_ns = end - begin - pictures_ns - timed.last_ns
+                stages = [latency.window_ns, latency.inference_ns - timed.last_ns, latency.decode_ns]
+                stages.append(added_ns - sum(stages))
                 if number >= warm_up:
-                    rows.append([timed.last_ns, *stages, sum(stages), arrivals_ns])
+                    rows.append([timed.last_ns, *stages, added_ns, arrivals_ns])
                 arrivals_ns = 0
             session.summary()
     columns = np.array(rows).T / 1e3
-    names = ("bare run", "choose", "window", "binding", "outputs", "result", "added", "arrivals")
+    names = ("bare run", "window", "binding", "outputs", "the rest", "added", "arrivals")
     return dict(zip(names, columns, strict=True))
 
 

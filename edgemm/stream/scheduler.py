@@ -154,6 +154,11 @@ class _Stream:
     def cover(self, start_ns: int, end_ns: int) -> None:
         """A step has seen the sound from `start_ns` to `end_ns`."""
         spans = self.spans
+        if spans and spans[-1][0] <= start_ns <= spans[-1][1]:
+            # The usual case: the last window, a hop further.
+            if end_ns > spans[-1][1]:
+                spans[-1] = (spans[-1][0], end_ns)
+            return
         later: list[tuple[int, int]] = []
         while spans and start_ns <= spans[-1][1]:
             first_ns, last_ns = spans.pop()

@@ -5,7 +5,7 @@ A step at time T sees the sound up to T and, as its last picture, the newest one
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -77,12 +77,14 @@ def select_pictures(
     at = newest
     for place in range(1, need.count):
         target_ns = anchor_ns - place * spacing_ns
-        # The nearest lies at or before the last one found: walk back while that comes nearer.
+        # The nearest lies at or before the last one found; of the two around the target, the earlier if equally near.
+        later = bisect_left(captures_ns, target_ns, 0, at + 1)
+        if later <= at and (not later or captures_ns[later] - target_ns < target_ns - captures_ns[later - 1]):
+            at = later
+        elif later <= at:
+            at = later - 1
         away_ns = captures_ns[at] - target_ns
-        while at and abs(captures_ns[at - 1] - target_ns) <= abs(away_ns):
-            at -= 1
-            away_ns = captures_ns[at] - target_ns
-        if 2 * abs(away_ns) <= spacing_ns:
+        if -spacing_ns <= 2 * away_ns <= spacing_ns:
             chosen.append(at)
         elif need.missing == "repeat":
             chosen.append(max(bisect_right(captures_ns, target_ns, 0, newest + 1) - 1, 0))
