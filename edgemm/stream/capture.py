@@ -14,7 +14,7 @@ from types import TracebackType
 
 from edgemm.stream.clock import Clock
 from edgemm.stream.frames import Event, Lost
-from edgemm.stream.sources.protocol import Source
+from edgemm.stream.sources.protocol import LiveSource, Source
 from edgemm.stream.spans import Recorder
 
 QUEUE_SECONDS = 2
@@ -100,7 +100,8 @@ class FrameQueue:
 class Capture:
     """Runs one thread a source while it is entered; `queue` is where the events come out.
 
-    Sources that are not live are paced: an event is put when the clock reaches its `end_ns`.
+    Sources that are not live are paced: an event is put when the clock reaches its `end_ns`. Live ones are told the
+    clock, so that they can say when a frame was captured.
     """
 
     def __init__(
@@ -110,12 +111,15 @@ class Capture:
         self._clock = clock
         self._recorder = recorder
         self._stop = threading.Event()
+        self._live = [source for source in sources if isinstance(source, LiveSource)]
         self._threads = [
             threading.Thread(target=self._read, args=(source,), name=f"capture-{number}", daemon=True)
             for number, source in enumerate(sources)
         ]
 
     def __enter__(self) -> Capture:
+        for source in self._live:
+            source.start(self._clock)
         for thread in self._threads:
             self.queue.open()
             thread.start()
@@ -125,6 +129,8 @@ class Capture:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        for source in self._live:
+            source.stop()
         for thread in self._threads:
             thread.join(JOIN_S)
 

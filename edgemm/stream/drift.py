@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 BUCKET_NS = 1_000_000_000
 BUCKETS = 64
-"""A minute of buckets: a slope good to 1 ppm under a millisecond of jitter, and soon enough for a crystal that warms."""
+"""A minute: a slope good to 1 ppm under a millisecond of jitter, and soon enough for a crystal that warms."""
 
 MIN_BUCKETS = 8
 """Below this many no slope is trusted: jitter of a millisecond over two seconds looks like 500 ppm."""

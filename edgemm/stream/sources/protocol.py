@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from edgemm.stream.clock import Clock
+from edgemm.stream.drift import ClockReport
 from edgemm.stream.frames import Color, Event, StreamInfo
 
 
@@ -51,3 +53,21 @@ class Source(Protocol):
     ) -> None: ...
 
     def __iter__(self) -> Iterator[Event]: ...
+
+
+@runtime_checkable
+class LiveSource(Source, Protocol):
+    """A device, or a URL that is as good as one: its frames come at their own time, whether anyone reads or not.
+
+    Where it disappears while it is read, it gives End for its stream, tries to come back, and goes on with a frame
+    that is marked as a discontinuity.
+    """
+
+    def start(self, clock: Clock) -> None:
+        """The session begins, and `clock` tells its time; what was captured before is no part of it."""
+
+    def stop(self) -> None:
+        """Let iterating end soon; called from another thread."""
+
+    def report(self) -> ClockReport:
+        """How its clock ran until now."""

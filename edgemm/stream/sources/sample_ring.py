@@ -12,7 +12,7 @@ import numpy.typing as npt
 class Block(NamedTuple):
     """What one callback delivered."""
 
-    index: int
+    first: int
     """Number of its first frame since the start, those counted that found no room."""
     samples: npt.NDArray[np.int16]
     """`[frames, channels]`, owned by the reader."""
@@ -24,7 +24,7 @@ class SampleRing:
     """int16 frames `[capacity, channels]` with one writer and one reader, each on a thread of its own.
 
     Each side owns one counter and only reads the other's; Python makes a store of an int atomic. Where there is no
-    room the writer drops the new frames, and the gap shows in `Block.index`. The SimpleQueue, which is made for
+    room the writer drops the new frames, and the gap shows in `Block.first`. The SimpleQueue, which is made for
     callbacks, carries one small tuple a block and wakes the reader.
     """
 
@@ -34,13 +34,13 @@ class SampleRing:
         self._channels = channels
         self._written = 0
         self._read = 0
-        self._index = 0
+        self._next = 0
         self._blocks: SimpleQueue[tuple[int, int, int]] = SimpleQueue()
 
     def write(self, data: Any, frames: int, host_ns: int) -> None:
         """Copy in `frames` frames of interleaved int16 from the buffer `data`."""
-        index = self._index
-        self._index = index + frames
+        first = self._next
+        self._next = first + frames
         if self._written - self._read + frames > self._capacity:
             return
         rows = np.frombuffer(data, np.int16, frames * self._channels).reshape(frames, self._channels)
@@ -49,12 +49,12 @@ class SampleRing:
         self._rows[at : at + head] = rows[:head]
         self._rows[: frames - head] = rows[head:]
         self._written += frames
-        self._blocks.put((index, frames, host_ns))
+        self._blocks.put((first, frames, host_ns))
 
     def read(self, timeout_s: float) -> Block | None:
         """The next block; None if none came within `timeout_s`."""
         try:
-            index, frames, host_ns = self._blocks.get(timeout=timeout_s)
+            first, frames, host_ns = self._blocks.get(timeout=timeout_s)
         except Empty:
             return None
         at = self._read % self._capacity
@@ -63,4 +63,4 @@ class SampleRing:
         samples[:head] = self._rows[at : at + head]
         samples[head:] = self._rows[: frames - head]
         self._read += frames
-        return Block(index, samples, host_ns)
+        return Block(first, samples, host_ns)

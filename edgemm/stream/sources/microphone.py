@@ -1,0 +1,443 @@
+"""A microphone, through PyAudio.
+
+The driver's callback copies into a ring and does nothing else; the thread that reads makes frames of it. When a
+sample was captured is the driver's ADC time, which has a base of its own on every host API and is therefore used as
+an age: `monotonic now - (current_time - input_buffer_adc_time)`. A ClockFit goes through these, a Retimer keeps the
+sound in step with them. Sound that the driver lost shows as a jump of the ADC time against the count of samples: the
+overflow flags stay silent on ALSA's plugins.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemm.errors import MissingExtraError, SourceError
+from edgemm.stream.clock import Clock
+from edgemm.stream.drift import ClockFit, ClockReport
+from edgemm.stream.frames import AudioChunk, End, Event, Lost, StreamInfo
+from edgemm.stream.retime import Retimer
+from edgemm.stream.sources.protocol import AudioWant
+from edgemm.stream.sources.sample_ring import Block, SampleRing
+
+BLOCKS_PER_SECOND = 100
+RING_SECONDS = 2
+"""What the ring holds while the reading thread is kept from running."""
+
+SILENT_S = 1.0
+"""Without a callback for this long the device is taken to be gone; drivers deliver every 10 to 100 ms."""
+
+POLL_S = 0.1
+RETRY_S = (0.25, 0.5, 1.0)
+"""Pauses before trying to open a device again; the last repeats. Coming back is so noticed within 2 s."""
+
+JUMP_NS = 15_000_000
+"""A jump of the ADC time that means lost sound; PulseAudio's timestamps scatter by 0.1 ms, bad ones by 8."""
+
+JUMP_SIGMAS = 8
+WARM_UP = 10
+"""Blocks that are looked at before the first is given."""
+
+CONFIRM = 3
+"""Blocks in a row that must show the jump: single timestamps are wrong now and then."""
+
+_BUSY = -9985  # paDeviceUnavailable
+_RATES = (48000, 44100, 16000, 32000, 96000)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MicrophoneInfo:
+    """A device that sound can be captured from."""
+
+    index: int
+    name: str
+    host_api: str
+    channels: int
+    rate_hz: int
+    """Its own preference; most devices take others, too."""
+    is_default: bool
+
+
+def microphones() -> list[MicrophoneInfo]:
+    """The devices that sound can be captured from. Raises MissingExtraError without PyAudio."""
+    audio = _open_portaudio()
+    try:
+        return _list(audio)
+    finally:
+        audio.terminate()
+
+
+class MicrophoneSource:
+    """A microphone as a live Source: one channel at the rate wanted.
+
+    `device` is an index or a part of a name as `edgemm devices` lists them, None the default one. A rate that the
+    device does not have is converted, several channels are averaged. Raises SourceError on entry if there is no such
+    microphone or it cannot be opened. If it falls silent later (unplugged, server gone), the stream ends, and goes on
+    when the device is back.
+    """
+
+    live = True
+
+    def __init__(self, want: AudioWant, device: str | int | None = None) -> None:
+        self._want = want
+        self._device = device
+        self._audio: Any = None
+        self._stream: Any = None
+        self._ring: SampleRing | None = None
+        self._rate_hz = 0
+        self._offset_ns = 0
+        self._stop = threading.Event()
+        self._fit = ClockFit()
+        self._reconnects = 0
+        self.streams: tuple[StreamInfo, ...] = (StreamInfo(want.name, "audio", rate_hz=want.rate_hz),)
+
+    def __enter__(self) -> MicrophoneSource:
+        self._stop.clear()
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        self._close()
+
+    def start(self, clock: Clock) -> None:
+        """Tell times by `clock` from now on."""
+        self._offset_ns = time.monotonic_ns() - clock.now_ns()
+
+    def stop(self) -> None:
+        """Let iterating end within a tenth of a second."""
+        self._stop.set()
+
+    def report(self) -> ClockReport:
+        """How the device's crystal ran against the machine's clock."""
+        return ClockReport(self._fit.drift_ppm, self._fit.jitter_ns / 1e6, self._reconnects)
+
+    def __iter__(self) -> Iterator[Event]:
+        if self._ring is None:
+            raise SourceError("The microphone is not open: use the source in a with statement.")
+        returned = False
+        while True:
+            sound = _Sound(self._want, self._rate_hz, self._fit, self._offset_ns, broken=returned)
+            for block in self._blocks():
+                yield from sound.push(block)
+            if self._stop.is_set():
+                return
+            yield from sound.flush()
+            yield End(self._want.name, time.monotonic_ns() - self._offset_ns)
+            _log.warning("The microphone has fallen silent: trying to open it again.")
+            if not self._reopen():
+                return
+            _log.warning("The microphone is back.")
+            returned = True
+
+    def _blocks(self) -> Iterator[Block]:
+        """What the ring receives, until the device falls silent or iterating is stopped."""
+        ring = self._ring
+        heard = time.monotonic()
+        while ring is not None and not self._stop.is_set():
+            block = ring.read(POLL_S)
+            if block is not None:
+                heard = time.monotonic()
+                yield block
+            elif time.monotonic() - heard > SILENT_S or not self._stream.is_active():
+                return
+
+    def _reopen(self) -> bool:
+        """Try until the device is back; False if iterating is stopped first."""
+        self._close()
+        attempt = 0
+        while not self._stop.wait(RETRY_S[min(attempt, len(RETRY_S) - 1)]):
+            attempt += 1
+            try:
+                self._open()
+            except SourceError:
+                continue
+            self._fit.reset()
+            self._reconnects += 1
+            return True
+        return False
+
+    def _open(self) -> None:
+        import pyaudio
+
+        self._audio = _open_portaudio()
+        try:
+            info = _choose(_list(self._audio), self._device)
+            rate_hz, channels = self._format(info)
+            ring = SampleRing(RING_SECONDS * rate_hz, channels)
+
+            def callback(data: bytes, frames: int, times: Mapping[str, float], flags: int) -> tuple[None, int]:
+                age_ns = int((times["current_time"] - times["input_buffer_adc_time"]) * 1e9)
+                ring.write(data, frames, time.monotonic_ns() - age_ns)
+                return None, pyaudio.paContinue
+
+            try:
+                with _quiet():
+                    self._stream = self._audio.open(
+                        format=pyaudio.paInt16,
+                        channels=channels,
+                        rate=rate_hz,
+                        input=True,
+                        input_device_index=info.index,
+                        frames_per_buffer=max(1, rate_hz // BLOCKS_PER_SECOND),
+                        stream_callback=callback,
+                    )
+            except (OSError, ValueError) as error:
+                raise SourceError(_refused(info, error)) from error
+        except BaseException:
+            self._close()
+            raise
+        self._ring, self._rate_hz = ring, rate_hz
+
+    def _format(self, info: MicrophoneInfo) -> tuple[int, int]:
+        """The rate and the number of channels to open: as wanted, else as near as the device has it."""
+        import pyaudio
+
+        rates = dict.fromkeys((self._want.rate_hz, info.rate_hz, *_RATES))
+        for rate_hz in rates:
+            for channels in dict.fromkeys((1, min(2, info.channels), info.channels)):
+                try:
+                    with _quiet():
+                        self._audio.is_format_supported(
+                            rate_hz, input_device=info.index, input_channels=channels, input_format=pyaudio.paInt16
+                        )
+                except ValueError as error:
+                    if error.args and error.args[-1] == _BUSY:
+                        raise SourceError(_refused(info, error)) from error
+                    continue
+                return rate_hz, channels
+        raise SourceError(
+            f'The microphone "{info.name}" delivers 16-bit sound at none of {", ".join(map(str, rates))} Hz. '
+            "Choose another device: edgemm devices"
+        )
+
+    def _close(self) -> None:
+        stream, audio = self._stream, self._audio
+        self._stream = self._audio = None
+        if stream is not None:
+            stream.close()
+        if audio is not None:
+            audio.terminate()
+
+
+class _Sound:
+    """Frames of what one opened device delivers, each with its time on the session's clock."""
+
+    def __init__(self, want: AudioWant, rate_hz: int, fit: ClockFit, offset_ns: int, *, broken: bool) -> None:
+        self._want = want
+        self._rate_hz = rate_hz
+        self._fit = fit
+        self._offset_ns = offset_ns
+        self._retimer = Retimer(rate_hz)
+        self._resampler: Any = None
+        self._begin_ns = 0
+        self._given = 0
+        self._begun = False
+        self._broken = broken
+        self._skipped = 0
+        """Frames that the driver lost: the device's clock went on, its count did not."""
+        self._next = 0
+        self._held: list[Block] = []
+        self._warm = False
+
+    def push(self, block: Block) -> Iterator[Event]:
+        """Take the next block. It is held back while its time contradicts the count, until others confirm it."""
+        if block.first != self._next:
+            missing = block.first - self._next
+            self._next = block.first
+            yield from self._cut("overrun", missing, block)
+        self._next += len(block.samples)
+        self._held.append(block)
+        if not self._warm:
+            # The first timestamps of a stream are often wrong; the median of some is not.
+            if len(self._held) < WARM_UP:
+                return
+            self._warm = True
+            for early in self._held:
+                self._fit.observe(self._source_ns(early), early.host_ns)
+            warmed, self._held = self._held, []
+            for early in warmed:
+                yield from self._give(early)
+            return
+        if self._jumps(block):
+            if len(self._held) < CONFIRM:
+                return
+            yield from self._jump()
+        held, self._held = self._held, []
+        for block in held:
+            if not self._jumps(block):
+                self._fit.observe(self._source_ns(block), block.host_ns)
+            yield from self._give(block)
+
+    def _jumps(self, block: Block) -> bool:
+        """True if the block's time contradicts the count of samples by more than its usual scatter."""
+        return abs(self._jump_ns(block)) > max(JUMP_NS, JUMP_SIGMAS * self._fit.jitter_ns)
+
+    def _jump(self) -> Iterator[Event]:
+        """The blocks held back agree that the device's clock and the count of samples have parted."""
+        jump_ns = round(float(np.median([self._jump_ns(block) for block in self._held])))
+        if jump_ns > 0:
+            missing = round(jump_ns * self._rate_hz / 1e9)
+            self._skipped += missing
+            yield from self._cut("driver_lost", missing, self._held[0])
+            return
+        # The device's clock was set back, or never was what it seemed: begin anew.
+        self._broken, self._begun = True, False
+        self._fit.reset()
+        for block in self._held:
+            self._fit.observe(self._source_ns(block), block.host_ns)
+
+    def flush(self) -> Iterator[Event]:
+        """The device has gone: give what is held back."""
+        for block in self._held:
+            yield from self._give(block)
+        self._held = []
+
+    def _source_ns(self, block: Block) -> int:
+        return (block.first + self._skipped) * 10**9 // self._rate_hz
+
+    def _jump_ns(self, block: Block) -> int:
+        return block.host_ns - self._fit.map(self._source_ns(block))
+
+    def _cut(self, cause: str, missing: int, block: Block) -> Iterator[Event]:
+        """`missing` frames are lost before `block`: enter them as chunks, and begin a new segment after them."""
+        self._broken, self._begun = True, False
+        count = max(1, round(missing * BLOCKS_PER_SECOND / self._rate_hz))
+        end_ns = self._fit.map(self._source_ns(block)) - self._offset_ns
+        if end_ns > 0:
+            yield Lost(self._want.name, cause, end_ns, count)
+
+    def _give(self, block: Block) -> Iterator[Event]:
+        capture_ns = self._fit.map(self._source_ns(block)) - self._offset_ns
+        if capture_ns < 0:
+            return  # before the session
+        samples = _mono(block.samples)
+        if not self._begun:
+            self._begun = True
+            self._retimer.begin(capture_ns)
+            self._begin_ns, self._given, self._resampler = capture_ns, 0, None
+        samples = self._resample(self._retimer.push(samples, capture_ns))
+        if not len(samples):
+            return
+        rate_hz = self._want.rate_hz
+        begin_ns = self._begin_ns + self._given * 10**9 // rate_hz
+        self._given += len(samples)
+        pts = round(Fraction(begin_ns * rate_hz, 10**9))
+        yield AudioChunk(self._want.name, pts, Fraction(1, rate_hz), begin_ns, samples, rate_hz, self._broken)
+        self._broken = False
+
+    def _resample(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if self._rate_hz == self._want.rate_hz:
+            return samples
+        from av import AudioFrame
+        from av.audio.resampler import AudioResampler
+
+        if self._resampler is None:
+            self._resampler = AudioResampler(format="flt", layout="mono", rate=self._want.rate_hz)
+        frame = AudioFrame.from_ndarray(samples[None, :], format="flt", layout="mono")
+        frame.sample_rate = self._rate_hz
+        parts: list[npt.NDArray[np.float32]] = [part.to_ndarray()[0] for part in self._resampler.resample(frame)]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def _mono(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
+    """int16 `[n, channels]` as float32 `[n]` in [-1, 1): exact for one channel, the mean of several."""
+    mixed = samples[:, 0].astype(np.float32) if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+    mixed *= np.float32(1 / 32768)
+    return mixed
+
+
+def _open_portaudio() -> Any:
+    try:
+        import pyaudio
+    except ImportError as error:
+        if error.name == "pyaudio":
+            raise MissingExtraError("A microphone", "live", "pyaudio") from error
+        raise SourceError(
+            f"PyAudio cannot be loaded: {error}. Install PortAudio: apt-get install libportaudio2"
+        ) from error
+    with _quiet():
+        return pyaudio.PyAudio()
+
+
+def _list(audio: Any) -> list[MicrophoneInfo]:
+    try:
+        default = int(audio.get_default_input_device_info()["index"])
+    except OSError:
+        default = -1
+    found: list[MicrophoneInfo] = []
+    for index in range(audio.get_device_count()):
+        info = audio.get_device_info_by_index(index)
+        if info["maxInputChannels"] > 0:
+            api = audio.get_host_api_info_by_index(info["hostApi"])["name"]
+            rate_hz = int(info["defaultSampleRate"])
+            channels = int(info["maxInputChannels"])
+            found.append(MicrophoneInfo(index, str(info["name"]), api, channels, rate_hz, index == default))
+    return found
+
+
+def _choose(found: Sequence[MicrophoneInfo], device: str | int | None) -> MicrophoneInfo:
+    """The device meant. PortAudio crashes on an index that it does not have, so nothing unchecked reaches it."""
+    if not found:
+        raise SourceError(f"No microphone was found. {_why_none()}")
+    if device is None:
+        return next((info for info in found if info.is_default), found[0])
+    names = ", ".join(f'{info.index} "{info.name}"' for info in found)
+    if isinstance(device, int) or device.isdecimal():
+        chosen = [info for info in found if info.index == int(device)]
+    else:
+        chosen = [info for info in found if info.name == device]
+        chosen = chosen or [info for info in found if device.lower() in info.name.lower()]
+    if len(chosen) != 1:
+        problem = f"fits {len(chosen)} microphones" if chosen else "is no microphone"
+        raise SourceError(f'"{device}" {problem}, there are: {names}. Give an index, or a name that fits one.')
+    return chosen[0]
+
+
+def _why_none() -> str:
+    nodes = list(Path("/dev/snd").glob("pcm*c")) if sys.platform == "linux" else []
+    if nodes and not any(os.access(node, os.R_OK | os.W_OK) for node in nodes):
+        return f'{nodes[0]} exists, but may not be read: add yourself to its group, e.g. "audio".'
+    return "Plug one in, or start the sound server (PulseAudio, PipeWire), then look again: edgemm devices"
+
+
+def _refused(info: MicrophoneInfo, error: Exception) -> str:
+    if _BUSY in error.args:
+        return f'The microphone "{info.name}" is in use by another program, or gone: close that, and try again.'
+    detail = next((arg for arg in error.args if isinstance(arg, str)), str(error))
+    return f'The microphone "{info.name}" cannot be opened: {detail}. Choose another device: edgemm devices'
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what ALSA and JACK print to standard error while they look for devices away from the user."""
+    try:
+        saved = os.dup(2)
+    except OSError:
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(null)
+        os.close(saved)
