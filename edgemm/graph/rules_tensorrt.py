@@ -500,6 +500,7 @@ RULES: tuple[Rule, ...] = (
         ("If",),
         _branch_ranks,
         "{}; TensorRT wants equal ranks.",
-        "Fold constants with static shapes, which removes most If nodes, or export the branch you need.",
+        "Build from a recipe that gives the sizes (dims) and the constant inputs (value): that resolves most If nodes. "
+        "Or export the branch you need.",
     ),
 )
