@@ -99,7 +99,7 @@ class _Launch(ctypes.Structure):
         ("shared_bytes", ctypes.c_uint64),
         ("seed", ctypes.c_uint64),
         ("block_order", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("races", ctypes.c_uint32),
     )
 
 

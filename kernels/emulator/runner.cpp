@@ -6,6 +6,7 @@
 // REQUEST (little endian, u32 unless said otherwise): name bytes, name, cuda_emulator_launch, parameter bytes, parameters,
 // relocation count, {offset in the parameters, buffer, u64 offset in the buffer} each, buffer count, {u64 bytes, data} each.
 // RESULT: cuda_emulator_statistics, then the buffers' data. Exit code 3: the emulator refused; the message is on stderr.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -31,6 +32,14 @@ T read() {
   T value;
   read(&value, sizeof value);
   return value;
+}
+
+bool run(const std::string& kernel, const void* parameters, std::size_t parameter_bytes, const cuda_emulator_launch& launch,
+         cuda_emulator_statistics& statistics) {
+  char message[2048];
+  if (!cuda_emulator_run(kernel.c_str(), parameters, parameter_bytes, &launch, &statistics, message, sizeof message)) return true;
+  std::fprintf(stderr, "%s\n", message);
+  return false;
 }
 
 }  // namespace
@@ -72,12 +81,17 @@ int main(int argc, char** argv) {
     std::memcpy(parameters + relocation.at, &pointer, sizeof pointer);
   }
 
-  char message[2048];
   cuda_emulator_statistics statistics;
-  if (cuda_emulator_run(name.c_str(), parameters, parameter_bytes, &launch, &statistics, message, sizeof message)) {
-    std::fprintf(stderr, "%s\n", message);
-    return 3;
-  }
+#if defined(CUDA_EMULATOR_TSAN)
+  // Once more, on the same contents, for the races between blocks.
+  std::vector<std::vector<unsigned char>> contents;
+  for (std::size_t i = 0; i < buffers.size(); ++i) contents.emplace_back(buffers[i], buffers[i] + sizes[i]);
+  auto of_blocks = launch;
+  of_blocks.races = CUDA_EMULATOR_RACES_OF_BLOCKS;
+  if (!run(name, parameters, parameter_bytes, of_blocks, statistics)) return 3;
+  for (std::size_t i = 0; i < buffers.size(); ++i) std::copy(contents[i].begin(), contents[i].end(), buffers[i]);
+#endif
+  if (!run(name, parameters, parameter_bytes, launch, statistics)) return 3;
   std::FILE* result = std::fopen(argv[2], "wb");
   if (!result) return 2;
   bool written = std::fwrite(&statistics, sizeof statistics, 1, result) == 1;

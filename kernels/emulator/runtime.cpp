@@ -171,6 +171,8 @@ struct Machine {
   const void* main_bottom = nullptr;
   std::size_t main_size = 0;
   void* main_tsan = nullptr;
+  void* active_tsan = nullptr;
+  bool whole_blocks = false;  // for ThreadSanitizer a block is one thread: CUDA_EMULATOR_RACES_OF_BLOCKS
 
   const Kernel* kernel = nullptr;
   const void* parameters = nullptr;
@@ -196,9 +198,16 @@ Machine& machine = *new Machine;  // never destroyed: after a failure fibers tha
 std::mutex launch_mutex;
 Kernel* kernels = nullptr;
 
+#if defined(CUDA_EMULATOR_TSAN)
+// Barriers order the threads of a block; where a block is one thread, they must not order it with the blocks before.
+bool orders(const void* handle) {
+  return !machine.whole_blocks || handle == &machine.fence_order || handle == &machine.end_order;
+}
+#endif
+
 void order_release(void* handle) {
 #if defined(CUDA_EMULATOR_TSAN)
-  __tsan_release(handle);
+  if (orders(handle)) __tsan_release(handle);
 #else
   (void)handle;
 #endif
@@ -206,7 +215,7 @@ void order_release(void* handle) {
 
 void order_acquire(void* handle) {
 #if defined(CUDA_EMULATOR_TSAN)
-  __tsan_acquire(handle);
+  if (orders(handle)) __tsan_acquire(handle);
 #else
   (void)handle;
 #endif
@@ -231,7 +240,9 @@ void switch_to(Fiber* next) {
   current = next ? &next->thread : nullptr;
   ++machine.statistics.switches;
 #if defined(CUDA_EMULATOR_TSAN)
-  __tsan_switch_to_fiber(next ? next->tsan : machine.main_tsan, 1);  // 1: the switch orders nothing
+  void* const tsan = next ? next->tsan : machine.main_tsan;
+  if (tsan != machine.active_tsan) __tsan_switch_to_fiber(tsan, 1);  // 1: the switch orders nothing
+  machine.active_tsan = tsan;
 #endif
 #if defined(CUDA_EMULATOR_ASAN)
   void** fake = self ? (self->exited ? nullptr : &self->fake_stack) : &machine.main_fake_stack;
@@ -364,13 +375,14 @@ void run_block(const cuda_emulator_launch& launch, Index3 block) {
     fiber.fake_stack = nullptr;
     fiber.context.prepare(fiber.stack, kStackBytes, fiber_main);
 #if defined(CUDA_EMULATOR_TSAN)
-    fiber.tsan = __tsan_create_fiber(0);  // new for every block: blocks stay unordered, and a race between them is seen
+    // New for every block: blocks stay unordered, and a race between them is seen.
+    fiber.tsan = machine.whole_blocks && i ? machine.fibers[0].tsan : __tsan_create_fiber(0);
 #endif
     make_ready(i);
   }
   run_next();
 #if defined(CUDA_EMULATOR_TSAN)
-  for (unsigned i = 0; i < threads; ++i) __tsan_destroy_fiber(machine.fibers[i].tsan);
+  for (unsigned i = 0; i < (machine.whole_blocks ? 1 : threads); ++i) __tsan_destroy_fiber(machine.fibers[i].tsan);
 #endif
   if (!machine.failed && machine.live) report_deadlock();
 }
@@ -740,7 +752,8 @@ int cuda_emulator_run(const char* kernel, const void* parameters, std::size_t pa
   machine.ready.resize(2 * kMaxBlockThreads);
   machine.shared_bytes = launch->shared_bytes;
 #if defined(CUDA_EMULATOR_TSAN)
-  machine.main_tsan = __tsan_get_current_fiber();
+  machine.main_tsan = machine.active_tsan = __tsan_get_current_fiber();
+  machine.whole_blocks = launch->races == CUDA_EMULATOR_RACES_OF_BLOCKS;
 #endif
 
   const std::uint64_t gx = launch->grid[0], gy = launch->grid[1], blocks = gx * gy * launch->grid[2];

@@ -88,6 +88,10 @@ extern "C" {
 
 enum { CUDA_EMULATOR_FORWARD = 0, CUDA_EMULATOR_REVERSED = 1, CUDA_EMULATOR_SHUFFLED = 2 };
 
+// ThreadSanitizer knows some 250 threads at a time, fewer than two blocks may have. So it looks twice: for races between the
+// threads of a block, and for races between blocks, each of which it then takes for one thread.
+enum { CUDA_EMULATOR_RACES_OF_THREADS = 0, CUDA_EMULATOR_RACES_OF_BLOCKS = 1 };
+
 struct cuda_emulator_statistics {
   std::uint64_t switches;        // from one thread to another
   std::uint64_t barriers;        // completed __syncthreads
@@ -103,7 +107,7 @@ struct cuda_emulator_launch {
   std::uint64_t shared_bytes;
   std::uint64_t seed;         // 0: threads in order; else the order of runnable threads is drawn from this seed
   std::uint32_t block_order;  // CUDA_EMULATOR_FORWARD, _REVERSED, _SHUFFLED (by seed)
-  std::uint32_t reserved;
+  std::uint32_t races;        // CUDA_EMULATOR_RACES_OF_THREADS, _OF_BLOCKS; of no effect without ThreadSanitizer
 };
 
 // Runs a kernel to its end. Returns 0, or 1 with a message of at most `message_bytes` bytes; `statistics` may be null.

@@ -253,3 +253,9 @@ EDGEMM_KERNEL(faulty, IO, 64) {
     out[t] = shared[t ^ 1];
   }
 }
+
+// blocks write the same elements (mode 1), or each its own (mode 0)
+EDGEMM_KERNEL(blocks_write, IO, 256) {
+  __syncthreads();
+  static_cast<int*>(p.out)[(p.mode ? 0 : blockIdx.x * blockDim.x) + threadIdx.x] = static_cast<int>(blockIdx.x);
+}

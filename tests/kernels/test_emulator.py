@@ -421,6 +421,17 @@ def test_each_sanitizer_sees_its_faults_and_nothing_else(sanitized, mode):
         run(sanitized, "faulty", None, out, **options)
 
 
+@pytest.mark.parametrize("threads", [32, 128, 256])
+def test_a_race_between_blocks_of_any_size_is_seen(sanitized, threads):
+    out = np.zeros(12 * 256, np.int32)
+    run(sanitized, "blocks_write", None, out, grid=(12,), block=(threads,), mode=0)
+    assert np.array_equal(out[: 12 * threads], np.repeat(np.arange(12), threads))
+    if sanitized.sanitizer != "thread":
+        return
+    with pytest.raises(emulate.LaunchError, match="data race"):
+        run(sanitized, "blocks_write", None, out, grid=(12,), block=(threads,), mode=1)
+
+
 @pytest.mark.parametrize("block_order", ["forward", "reversed"])
 def test_correct_kernels_are_clean(sanitized, block_order):
     given, out = np.arange(2 * 96, dtype=np.float32), np.zeros(2 * 96, np.float32)
