@@ -1,6 +1,8 @@
 # Two commands matter: `make demo` and `make test`. Both make .venv and install what they need.
 PYTHON ?= python3
 VENV := .venv
+# Extras that the tests should find, e.g. EXTRAS=rtx: tests that need an absent one are skipped and say so.
+EXTRAS ?=
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-fast lint clean
@@ -9,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/edgemm demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --cov=edgemm --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=edgemm --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
@@ -31,6 +33,9 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --group test --group lint
+ifneq ($(EXTRAS),)
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+endif
 	@touch $@
 
 clean:
