@@ -359,7 +359,9 @@ class _Sound:
 
 def _mono(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
     """int16 `[n, channels]` as float32 `[n]` in [-1, 1): exact for one channel, the mean of several."""
-    mixed = samples[:, 0].astype(np.float32) if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+    mixed: npt.NDArray[np.float32] = (
+        samples[:, 0].astype(np.float32) if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+    )
     mixed *= np.float32(1 / 32768)
     return mixed
 

@@ -1,0 +1,130 @@
+"""A microphone through the real PortAudio, ALSA and PulseAudio."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from sound_server import SoundServer, require_sound, sound_server
+
+from edgemm.errors import SourceError
+from edgemm.stream.clock import WallClock
+from edgemm.stream.frames import AudioChunk, End, Event, Lost
+from edgemm.stream.sources.microphone import MicrophoneSource, microphones
+from edgemm.stream.sources.protocol import AudioWant, LiveSource
+
+require_sound()
+
+WANT = AudioWant("mic", 16000)
+
+
+@pytest.fixture
+def server() -> Iterator[SoundServer]:
+    with sound_server() as running:
+        yield running
+
+
+def record(source: MicrophoneSource, seconds: float) -> list[Event]:
+    """What an entered source gives in the first `seconds` of a session."""
+    clock = WallClock()
+    source.start(clock)
+    events: list[Event] = []
+    for event in source:
+        events.append(event)
+        assert event.end_ns <= clock.now_ns() + 20_000_000, "nothing comes from the future"
+        if event.end_ns >= seconds * 1e9:
+            break
+    return events
+
+
+def test_sound_arrives_bit_for_bit_and_on_time(server: SoundServer) -> None:
+    random = np.random.default_rng(5)
+    played = random.integers(-30000, 30000, 16000, dtype=np.int16)
+    player = server.player()
+    assert player.stdin is not None
+    player.stdin.write(np.zeros(8000, np.int16).tobytes() + played.tobytes() + np.zeros(8000, np.int16).tobytes())
+    player.stdin.close()
+    with MicrophoneSource(WANT) as source:
+        assert isinstance(source, LiveSource)
+        events = record(source, 4.0)
+        report = source.report()
+    player.wait(10)
+    chunks = [event for event in events if isinstance(event, AudioChunk)]
+    heard = np.concatenate([chunk.samples for chunk in chunks])
+    wanted = played.astype(np.float32) / 32768
+    first = int(np.flatnonzero(heard)[0])
+    np.testing.assert_array_equal(heard[first : first + len(wanted)], wanted)
+    # One segment, whose times are a count of samples.
+    assert not [event for event in events if isinstance(event, Lost)]
+    assert not any(chunk.discontinuity for chunk in chunks)
+    assert all(abs(one.end_ns - two.capture_ns) <= 62_501 for one, two in pairwise(chunks))
+    assert chunks[0].capture_ns < 500_000_000
+    assert report.jitter_ms < 20
+
+
+def test_another_rate_is_converted(server: SoundServer) -> None:
+    player = server.player()
+    assert player.stdin is not None
+    tone = (10000 * np.sin(2 * np.pi * 1000 * np.arange(32000) / 16000)).astype(np.int16)
+    player.stdin.write(tone.tobytes())
+    player.stdin.close()
+    with MicrophoneSource(AudioWant("mic", 8000), device=0) as source:
+        chunks = [event for event in record(source, 1.0) if isinstance(event, AudioChunk)]
+    player.wait(10)
+    assert {chunk.rate_hz for chunk in chunks} == {8000}
+    heard = np.concatenate([chunk.samples for chunk in chunks])[-2000:]
+    spectrum = np.abs(np.fft.rfft(heard * np.hanning(len(heard))))
+    assert np.argmax(spectrum) * 8000 / len(heard) == pytest.approx(1000, abs=8)
+
+
+def test_devices_are_listed_and_checked_before_they_are_opened(server: SoundServer) -> None:
+    found = microphones()
+    assert found
+    assert sum(info.is_default for info in found) == 1
+    for wrong in (99, "99", -1, "theremin"):
+        with pytest.raises(SourceError, match="is no microphone, there are: "), MicrophoneSource(WANT, wrong):
+            pass
+    with MicrophoneSource(WANT, found[0].name.upper()[:4]):
+        pass
+
+
+def test_a_killed_server_is_noticed_and_its_return_too(server: SoundServer, caplog: pytest.LogCaptureFixture) -> None:
+    clock = WallClock()
+    events: list[tuple[int, Event]] = []
+    with MicrophoneSource(WANT) as source, caplog.at_level(logging.WARNING):
+        source.start(clock)
+        reader = threading.Thread(target=lambda: events.extend((clock.now_ns(), event) for event in source))
+        reader.start()
+        time.sleep(0.7)
+        server.kill()
+        killed_ns = clock.now_ns()
+        time.sleep(1.5)
+        server.start()
+        back_ns = clock.now_ns()
+        time.sleep(2.5)
+        source.stop()
+        reader.join(5)
+        assert not reader.is_alive()
+        assert source.report().reconnects == 1
+    ends = [now_ns for now_ns, event in events if isinstance(event, End)]
+    assert len(ends) == 1
+    assert killed_ns <= ends[0] < killed_ns + 1_400_000_000
+    after = [(now_ns, event) for now_ns, event in events if isinstance(event, AudioChunk) and now_ns > ends[0]]
+    assert after[0][0] < back_ns + 2_000_000_000
+    assert [event.discontinuity for _, event in after[:2]] == [True, False]
+    assert after[0][1].capture_ns > ends[0]
+    assert "fallen silent" in caplog.text
+    assert "is back" in caplog.text
+
+
+def test_no_microphone_is_one_sentence() -> None:
+    with sound_server() as running:
+        running.kill()
+        assert microphones() == []
+        with pytest.raises(SourceError, match="No microphone was found. Plug one in"), MicrophoneSource(WANT):
+            pass
