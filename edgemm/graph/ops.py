@@ -1,8 +1,9 @@
 """edgemm's own operators as ONNX nodes: `LogMel`, `MFCC`, `FusedAttention`, `FusedAttentionBias`.
 
-They are of the domain "edgemm". Each node has a function body of plain ONNX operators (opset 17), so that a graph with
-them runs on any ONNX runtime. For TensorRT the body is left out and a plugin runs our CUDA kernel. The two agree to
-float32 rounding: both are held to the float64 references of `edgemm.kernels`.
+They are of the domain "edgemm". Each node has a function body of plain ONNX operators (opset 17, or the model's own if
+that is newer: onnxruntime reads a body by the model's), so that a graph with them runs on any ONNX runtime. For
+TensorRT the body is left out and a plugin runs our CUDA kernel. The two agree to float32 rounding: both are held to the
+float64 references of `edgemm.kernels`.
 
     LogMel(samples [batch, samples]) -> [batch, frames, n_mels]           attribute options: LogMelOptions as JSON
     MFCC(samples [batch, samples]) -> [batch, frames, features]           attribute options: MfccOptions as JSON
@@ -42,6 +43,8 @@ VERSION = 1
 OPERATORS = ("LogMel", "MFCC", "FusedAttention", "FusedAttentionBias")
 
 _BODY_OPSET = 17
+_REDUCE_MAX_AXES_INPUT = 18
+"""From this opset on the axes of ReduceMax are an input."""
 _UNLIMITED = 1 << 29
 """As the attention kernel has it: a window wider than any sequence."""
 
@@ -59,10 +62,23 @@ def mfcc_node(samples: str, out: str, options: MfccOptions, name: str = "") -> N
 
 
 def attention_node(
-    q: str, k: str, v: str, out: str, options: AttentionOptions, *, bias: str | None = None, name: str = ""
+    q: str,
+    k: str,
+    v: str,
+    out: str,
+    options: AttentionOptions,
+    *,
+    bias: str | None = None,
+    name: str = "",
+    float32: bool = False,
 ) -> NodeProto:
-    """Return a FusedAttention node, or with `bias` a FusedAttentionBias node."""
+    """Return a FusedAttention node, or with `bias` a FusedAttentionBias node.
+
+    With `float32` its tensors are float32 and stay so, whatever `options.dtype` says: for runtimes that run the body.
+    No kernel takes it.
+    """
     before, after = options.window_limits
+    narrow = TensorProto.FLOAT16 if options.dtype == "float16" else TensorProto.BFLOAT16
     return helper.make_node(
         "FusedAttention" if bias is None else "FusedAttentionBias",
         [q, k, v] if bias is None else [q, k, v, bias],
@@ -70,7 +86,7 @@ def attention_node(
         name=name,
         domain=DOMAIN,
         head_dim=options.head_dim,
-        dtype=int(TensorProto.FLOAT16 if options.dtype == "float16" else TensorProto.BFLOAT16),
+        dtype=int(TensorProto.FLOAT if float32 else narrow),
         scale=options.softmax_scale,
         window_before=before,
         window_after=after,
@@ -79,14 +95,17 @@ def attention_node(
 
 
 def options_of(node: NodeProto) -> LogMelOptions | MfccOptions | AttentionOptions:
-    """Return the options of an edgemm node. Raises ModelError if they are missing or malformed."""
+    """Return the options of an edgemm node. Raises ModelError if they are missing or malformed.
+
+    Those of an attention node in float32 say float16: what a kernel would be given.
+    """
     held = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     try:
         if node.op_type in ("LogMel", "MFCC"):
             return front_end_options(node.op_type, held["options"].decode())
         return AttentionOptions(
             head_dim=held["head_dim"],
-            dtype="float16" if held["dtype"] == TensorProto.FLOAT16 else "bfloat16",
+            dtype="bfloat16" if held["dtype"] == TensorProto.BFLOAT16 else "float16",
             scale=held["scale"],
             window=(_limit(held["window_before"]), _limit(held["window_after"])),
             queries_at="end" if held["align_end"] else "start",
@@ -115,11 +134,12 @@ def add_bodies(proto: ModelProto) -> None:
 
     Raises ModelError if two LogMel (or MFCC) nodes have different options: a model can hold one body an operator.
     """
+    opset = max((item.version for item in proto.opset_import if item.domain in walk.STANDARD_DOMAINS), default=0)
     bodies: dict[str, tuple[NodeProto, FunctionProto]] = {}
     for node in _own_nodes(proto):
         known = bodies.get(node.op_type)
         if known is None:
-            bodies[node.op_type] = (node, _body(node))
+            bodies[node.op_type] = (node, _body(node, max(opset, _BODY_OPSET)))
         elif node.op_type in ("LogMel", "MFCC") and options_of(known[0]) != options_of(node):
             raise ModelError(
                 f'Nodes "{known[0].name}" and "{node.name}" are both {node.op_type} with different options, and an '
@@ -180,7 +200,8 @@ def _limit(value: int) -> int | None:
 class _Writer:
     """Collects the nodes of a body; every value gets a name of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
         self.nodes: list[NodeProto] = []
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
@@ -209,15 +230,15 @@ class _Writer:
     def function(self, op: str, inputs: list[str], result: str, attributes: list[str]) -> FunctionProto:
         self.nodes.append(helper.make_node("Identity", [result], ["out"]))
         return helper.make_function(
-            DOMAIN, op, inputs, ["out"], self.nodes, [helper.make_opsetid("", _BODY_OPSET)], attributes
+            DOMAIN, op, inputs, ["out"], self.nodes, [helper.make_opsetid("", self.opset)], attributes
         )
 
 
-def _body(node: NodeProto) -> FunctionProto:
+def _body(node: NodeProto, opset: int) -> FunctionProto:
     options = options_of(node)
     if isinstance(options, AttentionOptions):
-        return _attention_body(biased=node.op_type == "FusedAttentionBias")
-    writer = _Writer()
+        return _attention_body(opset, biased=node.op_type == "FusedAttentionBias")
+    writer = _Writer(opset)
     log_mel = options if isinstance(options, LogMelOptions) else options.log_mel
     features = _log_mel(writer, log_mel)
     if isinstance(options, MfccOptions):
@@ -290,9 +311,9 @@ def _cepstra(writer: _Writer, features: str, options: MfccOptions) -> str:
     return columns[0] if len(columns) == 1 else writer.add("Concat", *columns, axis=1)
 
 
-def _attention_body(*, biased: bool) -> FunctionProto:
+def _attention_body(opset: int, *, biased: bool) -> FunctionProto:
     """Softmax attention in float32 as one function for all options: they come as attributes of the calling node."""
-    w = _Writer()
+    w = _Writer(opset)
     floats = [w.add("Cast", name, to=TensorProto.FLOAT) for name in ("q", "k", "v")]
     q_shape, k_shape = w.add("Shape", floats[0]), w.add("Shape", floats[1])
     zero, one, minus_one = (w.table(value, np.int64) for value in (0, 1, -1))
@@ -326,7 +347,10 @@ def _attention_body(*, biased: bool) -> FunctionProto:
     scores = w.add("Where", hidden, nothing, scores)
 
     # A query that sees no key has the sum 0 and gives zeros, where Softmax would give NaN.
-    largest = w.add("ReduceMax", scores, axes=[3], keepdims=1)
+    if opset < _REDUCE_MAX_AXES_INPUT:
+        largest = w.add("ReduceMax", scores, axes=[3], keepdims=1)
+    else:
+        largest = w.add("ReduceMax", scores, w.table([3], np.int64), keepdims=1)
     largest = w.add("Max", largest, w.table(np.finfo(np.float32).min))
     weights = w.add("Exp", w.add("Sub", scores, largest))
     total = w.add("ReduceSum", weights, w.table([3], np.int64), keepdims=1)

@@ -1,4 +1,4 @@
-"""What the graph package asks of onnxruntime: to say whether it takes a model, and to fold its constants.
+"""What the graph package asks of onnxruntime: whether it takes a model, to fold its constants, to compute.
 
 The only file here that imports onnxruntime.
 """
@@ -16,6 +16,7 @@ import onnxruntime
 from edgemm.errors import ModelError
 from edgemm.graph.model import PROTO_LIMIT, Model, load
 from edgemm.graph.tensors import inline
+from edgemm.types import Array, Tensors
 
 _QUIET = 4  # fatal only: what fails comes back as an exception, and belongs in a report, not on stderr
 _EXTERNAL_BYTES = 1 << 16
@@ -30,6 +31,21 @@ def refusal(model: Model) -> str | None:
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no base class but this
         return _first_line(error)
     return None
+
+
+def compute(model: Model, feeds: Tensors) -> list[Array]:
+    """Return what onnxruntime computes, on one CPU thread, without optimisations of its own.
+
+    Raises ModelError if it does not take the model or fails on the way.
+    """
+    options = _options(onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    try:
+        with _on_hand(model) as source:
+            session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            found: list[Array] = session.run(None, dict(feeds))
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
+    return found
 
 
 def fold(model: Model) -> Model:
