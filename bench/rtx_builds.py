@@ -143,20 +143,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> int:
     """Build everything and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help="ONNX files, FILE[:DIM=SIZE,...]; the demo model if none is given")
+    parser.add_argument(
+        "models", nargs="*", help="ONNX files, [NAME=]FILE[:DIM=SIZE,...]; the demo model if none is given"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "rtx_builds.json")
     args = parser.parse_args()
     flavour = trt_flavour.get("tensorrt-rtx")
     rows: list[dict[str, Any]] = []
     for named in args.models or [str(DEMO / "av_digits.onnx")]:
         file, _, dims = named.partition(":")
+        title, _, file = file.rpartition("=")
         path = Path(file)
+        title = title or path.stem
         model = prepared(load(path), {k: int(v) for k, v in (pair.split("=") for pair in dims.split(",") if pair)})
-        title = (
-            path.stem
-            if path.parent.name != "models" or "model" not in path.stem
-            else f"{path.parents[1].name} {path.stem}"
-        )
         folder = path.parent / "calibration"
         samples = list(from_folder(folder, model.inputs)) if folder.is_dir() else random_samples(model)
         for precision, make in precisions(model, samples).items():
@@ -169,7 +168,7 @@ def main() -> int:
             for target, outcome in found.items():
                 rows.append({"model": title, "precision": precision, "target": target, **outcome})
                 print(title, precision, target, outcome, flush=True)
-    head = f"{flavour.title}, {platform.machine()}, no GPU: build time and plan size, or the reason why not"
+    head = f"{flavour.title}, {platform.machine()}, no GPU: build time (beside other work) and plan size, or why not"
     args.out.write_text(json.dumps({"what": head, "rows": rows}, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(f"# Plans compiled with {head}\n\n{table(rows)}\n")
     return 0

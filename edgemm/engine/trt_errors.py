@@ -110,6 +110,12 @@ _RULES: Sequence[tuple[str, str, str]] = (
         "Run this on the device, or with TensorRT for RTX name a target (--target rtx-sm86).",
     ),
     (
+        r"MyelinCheckException: (?P<place>[\w.]+:\d+)",
+        "TensorRT's compiler failed with an internal error ({place}), which is a fault of its own",
+        "Try another precision, or write the part differently (an LSTM as MatMul, Sigmoid and Tanh); or keep this "
+        "model on --engine onnxruntime.",
+    ),
+    (
         r"UNSUPPORTED_NODE|checkFallbackPluginImporter|INVALID_NODE",
         "TensorRT does not support this operator, or not with these attributes",
         "edgemm check lists what is not supported; replace the operator or keep this model on --engine onnxruntime.",

@@ -58,6 +58,11 @@ MYELIN = "IBuilder::buildSerializedNetwork: Error Code 1: Myelin (["
         ),
         ("MyelinCheckException: decompose_composite_ops.cpp:59: CHECK(compo", "", "Cast the attention's inputs"),
         ("UNSUPPORTED_NODE: convertOnnxWeights( importInitializers", "", "INT16 and FP8 E5M2 are not taken"),
+        (
+            "MyelinCheckException: bb.cpp:43: CHECK(append_to->parent() == this) failed",
+            "",
+            "internal error (bb.cpp:43)",
+        ),
         ("Tactic Selection: no tactics to implement the operation within workspace limit", "", "Raise the WORKSPACE"),
     ],
 )
