@@ -247,8 +247,9 @@ class _Writer:
                 "finite numbers. Export the model again."
             )
         scale = scale_of(channel_amax(weights, item.axis))
-        bias = self._bias_of(item)
-        if self._plan.form == "onnxruntime" and bias is not None:
+        # TensorRT adds the bias in float, and takes one that is computed.
+        bias = self._bias_of(item) if self._plan.form == "onnxruntime" else None
+        if bias is not None:
             # A bias far above its channel's weights would not fit int32 at their scale: coarsen that channel.
             least = np.abs(bias.reshape(-1).astype(np.float64)) / (self._input_scale(item) * _INT32_LIMIT)
             scale = np.maximum(scale, least if item.axis is not None else least.max()).astype(np.float32)

@@ -14,7 +14,7 @@ from edgemm.engine.executor import OnnxRuntimeExecutor
 from edgemm.engine.onnxruntime import OnnxRuntimeEngine
 from edgemm.errors import CalibrationError, UsageError
 from edgemm.graph import Model, from_proto, load
-from edgemm.quant import Ranges, calibrate, from_folder
+from edgemm.quant import Ranges, calibrate, from_folder, insert_qdq
 from edgemm.quant.narrow import to_fp8, to_int4
 
 DEMO = Path(__file__).parents[2] / "calibration" / "av_digits"
@@ -58,6 +58,28 @@ def test_fp8_is_what_numpy_makes_of_it() -> None:
 
     expected = narrow(x, np.abs(x).max()) @ narrow(weight, np.abs(weight).max(axis=0))
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gemm_may_add_what_another_computes() -> None:
+    weights = [numpy_helper.from_array(np.eye(8, dtype=np.float32), name) for name in ("w1", "w2")]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"], name="first"),
+        helper.make_node("Gemm", ["x", "w2", "a"], ["y"], name="second"),
+    ]
+    shape = [2, 8]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        weights,
+    )
+    model = from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    quantized = insert_qdq(model, ranges_of(model, x), "tensorrt")
+    assert list(quantized.quantized) == ["first", "second"]
+    np.testing.assert_allclose(run(quantized.model, x=x)["y"], 2 * x, atol=0.1)
+    np.testing.assert_allclose(run(to_fp8(model, ranges_of(model, x)), x=x)["y"], 2 * x, rtol=0.1, atol=0.1)
 
 
 def test_fp8_holds_its_types() -> None:
