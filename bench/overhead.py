@@ -81,7 +81,7 @@ def measure(events: list[Event], rounds: int, warm_up: int) -> dict[str, np.ndar
             clock = Told()
             session = Session(recipe, {name: engine}, clock=clock)
             [sound] = session._sounds._tracks.values()
-            arrivals_ns = sound_ns = 0
+            arrivals_ns = 0
             for event in events:
                 clock.time_ns = event.end_ns
                 before_ns = sound.spent_ns
@@ -97,9 +97,7 @@ def measure(events: list[Event], rounds: int, warm_up: int) -> dict[str, np.ndar
                     arrivals_ns += end - begin
                     continue
                 latency = made[0].latency
-                pictures_ns = latency.front_end_ns - (sound.spent_ns - sound_ns)
-                sound_ns = sound.spent_ns
-                added_ns = end - begin - pictures_ns - timed.last_ns
+                added_ns = end - begin - latency.front_end_ns - timed.last_ns
                 stages = [latency.window_ns, latency.inference_ns - timed.last_ns, latency.decode_ns]
                 stages.append(added_ns - sum(stages))
                 if number >= warm_up:

@@ -23,8 +23,10 @@ __all__ = ["__version__", "build", "open", "profile", "run"]
 if TYPE_CHECKING:
     from edgemm.builder import BuildReport, build
     from edgemm.bundle import Bundle, open
-    from edgemm.profiler.profile import ProfileReport, profile
-    from edgemm.runner import Summary, run
+    from edgemm.profiler.profile import profile
+    from edgemm.profiler.report import ProfileReport
+    from edgemm.runner import run
+    from edgemm.stream.results import Summary
 
     __all__ += ["BuildReport", "Bundle", "ProfileReport", "Summary"]
 
@@ -34,9 +36,9 @@ _HOMES = {
     "open": "edgemm.bundle",
     "Bundle": "edgemm.bundle",
     "profile": "edgemm.profiler.profile",
-    "ProfileReport": "edgemm.profiler.profile",
+    "ProfileReport": "edgemm.profiler.report",
     "run": "edgemm.runner",
-    "Summary": "edgemm.runner",
+    "Summary": "edgemm.stream.results",
 }
 
 

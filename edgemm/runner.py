@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -44,9 +44,11 @@ from edgemm.stream.frames import AudioChunk, End, Event, Lost, StreamInfo
 from edgemm.stream.results import Latency, Result, Summary
 from edgemm.stream.scheduler import ModelPlan, Scheduler, Step, StreamPlan
 from edgemm.stream.sinks.protocol import Sink
+from edgemm.stream.sources.camera import CameraMode, open_camera
 from edgemm.stream.sources.images import ImagesSource
 from edgemm.stream.sources.media import MediaSource
-from edgemm.stream.sources.protocol import AudioWant, Source, VideoWant, Want
+from edgemm.stream.sources.microphone import MicrophoneSource
+from edgemm.stream.sources.protocol import AudioWant, LiveSource, Source, VideoWant, Want
 from edgemm.stream.sources.synthetic import SyntheticSource
 from edgemm.stream.spans import Recorder
 from edgemm.stream.sync import AudioNeed, VideoNeed
@@ -55,6 +57,8 @@ from edgemm.types import Array, Tensors, TensorSpec
 
 ClockName = Literal["wall", "virtual"]
 Media = str | Path | Source
+Device = str | int | bool | None
+"""A microphone or camera: its name, path, URL or number; True is the default one, None or False is none."""
 
 OnFeeds = Callable[[str, Tensors], None]
 """Given a model and the tensors that it is fed, which are reused: copy what is kept."""
@@ -78,8 +82,11 @@ SYNTHETIC = "synthetic"
 def run(
     bundle: Bundle | str | Path,
     *,
-    input: Media | Mapping[str, Media],
-    clock: ClockName = "virtual",
+    input: Media | Mapping[str, Media] | None = None,
+    mic: Device = None,
+    camera: Device = None,
+    pixel_format: str | None = None,
+    clock: ClockName | None = None,
     sinks: Sequence[Sink] = (),
     duration_s: float | None = None,
     engine: EngineName = "auto",
@@ -96,7 +103,12 @@ def run(
     `input` is a media file or URL, a folder of images (at `fps`), "synthetic", a Source, or a mapping from the
     recipe's streams to those. Under the "virtual" clock the run is as fast as the machine can and its results are the
     same, byte for byte, every time; latencies are then not measured. Under the "wall" clock files are paced as if
-    they were live, and frames that inference is too slow for are dropped, with a cause. `recorder` receives the time
+    they were live, and frames that inference is too slow for are dropped, with a cause. The default is "virtual", and
+    "wall" where a source is live.
+
+    `mic` and `camera` are live: the recipe's sound comes from a microphone (its name or index), its pictures from a
+    camera (`/dev/videoN`, N, a URL, `csi:N`, `gst:PIPELINE`, a file that is paced; V4L2 in `pixel_format`); streams that
+    neither gives come from `input`. A device that goes away ends its stream until it is back. `recorder` receives the time
     that every stage takes; `on_feeds` is called with a model and its input tensors before each of its steps.
 
     Ctrl-C ends the run: sources, sinks and engines are closed in this order, and the summary of what was done is
@@ -104,7 +116,11 @@ def run(
     """
     opened = bundle if isinstance(bundle, Bundle) else bundles.open(bundle)
     recipe = opened.recipe
-    sources = open_sources(recipe, input, fps=fps)
+    sources = open_sources(recipe, input, mic=mic, camera=camera, pixel_format=pixel_format, fps=fps)
+    is_live = any(source.live for source in sources)
+    if is_live and clock == "virtual":
+        raise UsageError("A live source keeps its own time: run it on the wall clock (--clock wall).")
+    wall = is_live or clock == "wall"
     with ExitStack() as stack:
         engines = stack.enter_context(open_engines(opened, engine=engine, precision=precision, threads=threads))
         for sink in sinks:
@@ -112,9 +128,9 @@ def run(
         for source in sources:
             stack.enter_context(source)
         infos = [info for source in sources for info in source.streams]
-        timeline = WallClock() if clock == "wall" else VirtualClock()
+        timeline = WallClock() if wall else VirtualClock()
         session = Session(recipe, engines, streams=infos, clock=timeline, recorder=recorder, on_feeds=on_feeds)
-        loop = _live(session, sources, duration_s) if clock == "wall" else replay(session, sources, duration_s)
+        loop = _live(session, sources, duration_s) if wall else replay(session, sources, duration_s)
         interrupted = False
         kept: list[Result] = []
         try:
@@ -127,7 +143,8 @@ def run(
             interrupted = True
         finally:
             loop.close()
-        return replace(session.summary(interrupted=interrupted), results=tuple(kept))
+        clocks = {source.streams[0].name: source.report() for source in sources if isinstance(source, LiveSource)}
+        return replace(session.summary(interrupted=interrupted), results=tuple(kept), clocks=clocks)
 
 
 def _write(result: Result, sinks: Sequence[Sink], recorder: Recorder | None) -> None:
@@ -195,12 +212,66 @@ def _quick_hand_off() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def open_sources(recipe: Recipe, input: Media | Mapping[str, Media], *, fps: float = 25.0) -> list[Source]:
+def open_sources(
+    recipe: Recipe,
+    input: Media | Mapping[str, Media] | None,
+    *,
+    mic: Device = None,
+    camera: Device = None,
+    pixel_format: str | None = None,
+    fps: float = 25.0,
+) -> list[Source]:
     """The sources, not yet entered, that deliver the streams which the recipe's models read.
 
-    Raises UsageError if it cannot be said which stream an input is for.
+    Raises UsageError if it cannot be said which stream an input or a device is for, or a stream has neither.
     """
     wants = stream_wants(recipe)
+    devices: list[Source] = []
+    if mic is not None and mic is not False:
+        sound = _only([want for want in wants if isinstance(want, AudioWant)], "microphone", "sound")
+        devices.append(MicrophoneSource(sound, None if mic is True else mic))
+        wants.remove(sound)
+    if camera is not None and camera is not False:
+        video = _only([want for want in wants if isinstance(want, VideoWant)], "camera", "picture")
+        devices.append(_camera(recipe, video, None if camera is True else camera, pixel_format))
+        wants.remove(video)
+    if input is None:
+        if wants:
+            raise UsageError(
+                f"Nothing was given for {', '.join(want.name for want in wants)}: "
+                "give --input FILE, --mic for sound, --camera for pictures."
+            )
+        return devices
+    if devices and not wants:
+        raise UsageError("--mic and --camera give all that the recipe reads: leave out --input.")
+    return [*devices, *_inputs(wants, input, fps)]
+
+
+T = TypeVar("T", bound=Want)
+
+
+def _only(wants: Sequence[T], device: str, stream: str) -> T:
+    if len(wants) != 1:
+        names = f" ({', '.join(want.name for want in wants)})" if wants else ""
+        raise UsageError(
+            f"A {device} was given, but the recipe's models read {len(wants) or 'no'} {stream} "
+            f"stream{'' if len(wants) == 1 else 's'}{names}: expected one."
+        )
+    return wants[0]
+
+
+def _camera(recipe: Recipe, want: VideoWant, device: str | int | None, pixel_format: str | None) -> Source:
+    if isinstance(device, str) and Path(device).is_file():
+        return MediaSource(device, [want])
+    stream = recipe.streams[want.name]
+    mode = CameraMode(pixel_format=pixel_format)
+    if isinstance(stream, VideoStream):
+        # The rate is only asked for beside a size: a device that lacks it in its default size refuses altogether.
+        mode = CameraMode(stream.width, stream.height, stream.fps if stream.width else None, pixel_format)
+    return open_camera(device, want, mode)
+
+
+def _inputs(wants: list[Want], input: Media | Mapping[str, Media], fps: float) -> list[Source]:
     if not isinstance(input, Mapping):
         for kind, name in ((AudioWant, "audio"), (VideoWant, "video")):
             same = [want.name for want in wants if isinstance(want, kind)]
@@ -472,8 +543,9 @@ class Session:
         if not self._is_virtual:
             sound_ns = sum([track.spent_ns for track in runner.sounds])
             latency = Latency(
+                sound_ns=sound_ns - runner.sound_ns,
                 queue_ns=begun_ns - step.ready_ns,
-                front_end_ns=t1 - t0 + sound_ns - runner.sound_ns,
+                front_end_ns=t1 - t0,
                 window_ns=t2 - t1,
                 inference_ns=t3 - t2,
                 decode_ns=t4 - t3,
@@ -523,6 +595,7 @@ class Session:
             deadline_missed=late,
             state_reset=step.reset,
             skipped=step.skipped,
+            fallback=runner.engine.fallback,
         )
 
     # Building, once.

@@ -18,6 +18,7 @@ class FakeEngine:
     """
 
     name = "fake"
+    fallback = None
     device = "Python"
 
     def __init__(

@@ -24,8 +24,6 @@ class Choice:
     precision: str
     reason: str
     """Why this precision."""
-    fallback: str | None = None
-    """Why it is onnxruntime although there is a TensorRT and a GPU here; every result carries it."""
     notes: tuple[str, ...] = ()
     """Sentences for the user: where the plan came from, why another did not serve."""
 
@@ -43,7 +41,7 @@ def choose(
     """Choose the engine and the precision for one model of a bundle. Nothing is loaded until it is entered.
 
     "auto" takes TensorRT where there is one and a GPU, compiling the plan if need be, and onnxruntime elsewhere; if
-    TensorRT then refuses, `fallback` says why. Raises UsageError for a model or precision that the bundle does not
+    TensorRT then refuses, the engine's `fallback` says why. Raises UsageError for a model or precision that the bundle does not
     hold, EngineError where an engine that was asked for by name cannot run here.
     """
     entry = bundle.models.get(model)
@@ -72,8 +70,10 @@ def choose(
                 return Choice(loaded[0], wanted, reason, notes=loaded[1])
     if fallback is not None and tell is not None:
         tell(f"{model}: runs on onnxruntime, {fallback}")
-    on_cpu = OnnxRuntimeEngine(_graph(bundle, variant), entry.states, threads=threads, profile_layers=profile_layers)
-    return Choice(on_cpu, wanted, reason, fallback)
+    on_cpu = OnnxRuntimeEngine(
+        _graph(bundle, variant), entry.states, threads=threads, profile_layers=profile_layers, fallback=fallback
+    )
+    return Choice(on_cpu, wanted, reason)
 
 
 def _tensorrt(

@@ -30,7 +30,7 @@ class OnnxRuntimeEngine:
 
     `threads` is the number of threads inside one operator. `profile_layers` makes `layer_times` work and costs
     some microseconds a layer. `outputs` names the outputs to compute, None all of them; `optimize=False` switches
-    onnxruntime's graph rewriting off. Raises EngineError on entry if onnxruntime refuses the model.
+    onnxruntime's graph rewriting off. `fallback` says why it stands in for another engine. Raises EngineError on entry if onnxruntime refuses the model.
     """
 
     name = "onnxruntime"
@@ -44,12 +44,14 @@ class OnnxRuntimeEngine:
         profile_layers: bool = False,
         outputs: Sequence[str] | None = None,
         optimize: bool = True,
+        fallback: str | None = None,
     ) -> None:
         self._model = model
         self.states = tuple(states)
         self._threads = threads
         self._profile_layers = profile_layers
         self._wanted = outputs
+        self.fallback = fallback
         self._optimize = optimize
         self._profile_folder: tempfile.TemporaryDirectory[str] | None = None
         self._layer_times: tuple[LayerTime, ...] | None = None

@@ -36,6 +36,10 @@ class Engine(Protocol):
         """What it runs on, in words for a report."""
 
     @property
+    def fallback(self) -> str | None:
+        """Why this engine and not the one that was wanted first, or None; every result carries it."""
+
+    @property
     def inputs(self) -> Sequence[TensorSpec]:
         """The inputs that `run` wants: all but the state."""
 

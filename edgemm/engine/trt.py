@@ -71,6 +71,8 @@ class TensorRTEngine:
         """Outputs whose shape depends on values, not only on shapes."""
         self._graphs: dict[tuple[object, ...], Graph | None] = {}
 
+    fallback: str | None = None
+
     @property
     def name(self) -> str:
         """ "tensorrt" or "tensorrt-rtx"."""

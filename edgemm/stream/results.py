@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,15 +11,22 @@ import numpy as np
 
 from edgemm.stream.accounting import ModelAccount, StreamAccount
 from edgemm.stream.decode import Decoded
+from edgemm.stream.drift import ClockReport
 
 
 class Latency(NamedTuple):
-    """Where the time of one result went, in ns of real time; absent (None in Result) under the virtual clock."""
+    """Where the time of one result went, in ns of real time; absent (None in Result) under the virtual clock.
 
+    queue + front_end + window + inference + decode = total, up to a few microseconds of scheduling.
+    """
+
+    sound_ns: int
+    """Front end of the sound since the model's last step: done as the sound comes, before the step is ready, so not a
+    part of `total_ns`."""
     queue_ns: int
     """From when the step was ready to when it began."""
     front_end_ns: int
-    """Features of the sound and the pictures that came since the model's last step, shared ones once."""
+    """Front end of the pictures that no step has seen before."""
     window_ns: int
     """Copying the windows into the input tensors."""
     inference_ns: int
@@ -61,6 +68,8 @@ class Result(NamedTuple):
     """Why the model's state was reset before this step ("discontinuity", "gate"), if it was."""
     skipped: int
     """Steps of this model skipped since its last result."""
+    fallback: str | None = None
+    """Why the engine is another than the one wanted first, if it is."""
 
     def to_dict(self) -> dict[str, Any]:
         """As written to JSON Lines: times in ms, outputs as plain values, absent things left out."""
@@ -86,6 +95,8 @@ class Result(NamedTuple):
                 name.removesuffix("_ns"): _ms(getattr(self.latency, name)) for name in Latency._fields
             }
         line["engine"] = self.engine
+        if self.fallback is not None:
+            line["fallback"] = self.fallback
         line["deadline_missed"] = self.deadline_missed
         if self.state_reset is not None:
             line["state_reset"] = self.state_reset
@@ -109,6 +120,8 @@ class Summary:
     engines: Mapping[str, str]
     """By model: engine and device, e.g. "onnxruntime on CPU, 1 thread"."""
     interrupted: bool = False
+    clocks: Mapping[str, ClockReport] = field(default_factory=dict)
+    """By stream: how the clock of a live source ran against the machine's."""
     results: tuple[Result, ...] = ()
     """All results, if there was no sink to take them."""
 
@@ -128,6 +141,7 @@ class Summary:
             "streams": self.streams,
             "models": self.models,
             "engines": self.engines,
+            **({"clocks": self.clocks} if self.clocks else {}),
         }
         return msgspec.json.format(_ENCODER.encode(summary), indent=1)
 

@@ -45,7 +45,7 @@ def test_engines_by_name(demo: Bundle) -> None:
 def test_without_a_gpu_auto_is_onnxruntime_and_no_fallback(demo: Bundle) -> None:
     choice = load.choose(demo, "av")
     assert choice.engine.name == "onnxruntime"
-    assert choice.fallback is None
+    assert choice.engine.fallback is None
 
 
 def test_what_tensorrt_refuses_falls_back_and_says_so(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_what_tensorrt_refuses_falls_back_and_says_so(demo: Bundle, monkeypatch:
     said: list[str] = []
     choice = load.choose(demo, "av", tell=said.append)
     assert choice.engine.name == "onnxruntime"
-    assert choice.fallback == "not on TensorRT: the plan targets sm_87, this device is sm_110."
+    assert choice.engine.fallback == "not on TensorRT: the plan targets sm_87, this device is sm_110."
     assert said == ["av: runs on onnxruntime, not on TensorRT: the plan targets sm_87, this device is sm_110."]
     with pytest.raises(EngineError, match="sm_87"):
         load.choose(demo, "av", engine="tensorrt")

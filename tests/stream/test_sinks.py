@@ -71,14 +71,14 @@ def test_a_result_as_json_has_units_in_its_names_and_leaves_out_what_is_not_ther
     }
     blind = json.loads(
         result(
-            video_age_ns=None, skew_ns=None, in_sync=None, state_reset="gate", latency=Latency(1, 2, 3, 4, 5, 10**6)
+            video_age_ns=None, skew_ns=None, in_sync=None, state_reset="gate", latency=Latency(9, 1, 2, 3, 4, 5, 10**6)
         ).to_json()
     )
     assert "video_age_ms" not in blind
     assert "skew_ms" not in blind
     assert blind["state_reset"] == "gate"
     assert blind["latency_ms"]["total"] == 1.0
-    assert list(blind["latency_ms"]) == ["queue", "front_end", "window", "inference", "decode", "total"]
+    assert list(blind["latency_ms"]) == ["sound", "queue", "front_end", "window", "inference", "decode", "total"]
 
 
 def test_json_lines_go_out_one_by_one(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_the_console_shows_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch
     out = io.StringIO()
     with ConsoleSink(out) as sink:
         sink.write(result())
-        sink.write(result(2, deadline_missed=True, latency=Latency(0, 0, 0, 0, 0, 3_000_000), audio_age_ns=None))
+        sink.write(result(2, deadline_missed=True, latency=Latency(0, 0, 0, 0, 0, 0, 3_000_000), audio_age_ns=None))
     shown = out.getvalue()
     for words in ("audio age ms", "digit three (0.75)", "2 (late)", "21.5", "3.0"):
         assert words in shown
