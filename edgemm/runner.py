@@ -107,9 +107,11 @@ def run(
     "wall" where a source is live.
 
     `mic` and `camera` are live: the recipe's sound comes from a microphone (its name or index), its pictures from a
-    camera (`/dev/videoN`, N, a URL, `csi:N`, `gst:PIPELINE`, a file that is paced; V4L2 in `pixel_format`); streams that
-    neither gives come from `input`. A device that goes away ends its stream until it is back. `recorder` receives the time
-    that every stage takes; `on_feeds` is called with a model and its input tensors before each of its steps.
+    camera (`/dev/videoN`, N, a URL, `csi:N`, `gst:PIPELINE`, or a file, which is paced; V4L2 in `pixel_format`).
+    Streams that neither gives come from `input`. A device that goes away ends its stream until it is back.
+
+    `recorder` receives the time that every stage takes; `on_feeds` is called with a model and its input tensors before
+    each of its steps.
 
     Ctrl-C ends the run: sources, sinks and engines are closed in this order, and the summary of what was done is
     returned with `interrupted` set. Raises the errors of bundle, recipe, engine, sources and sinks.

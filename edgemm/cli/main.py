@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgemm import __version__
-from edgemm.cli import build, cache, check, demo, doctor, inspect, profile, recipe, run, targets
+from edgemm.cli import build, cache, check, demo, devices, doctor, inspect, profile, recipe, run, targets
 from edgemm.errors import EdgemmError
 
 # Plain help: with rich, `--help` takes three times as long.
@@ -32,6 +32,7 @@ app.command("profile")(profile.profile)
 app.command("check")(check.check)
 app.command("inspect")(inspect.inspect)
 app.command("recipe")(recipe.recipe)
+app.command("devices")(devices.devices)
 app.command("doctor")(doctor.doctor)
 app.command("targets")(targets.targets)
 app.command("demo")(demo.demo)

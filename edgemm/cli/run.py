@@ -44,6 +44,16 @@ def run(
     ] = None,
     mic: Annotated[bool, typer.Option("--mic", help="Listen to a microphone.")] = False,
     camera: Annotated[bool, typer.Option("--camera", help="Watch a camera.")] = False,
+    mic_device: Annotated[
+        str | None, typer.Option(help="Which microphone, as `edgemm devices` lists them.", metavar="NAME|INDEX")
+    ] = None,
+    camera_device: Annotated[
+        str | None,
+        typer.Option(help="Which camera: a number, /dev/videoN, a URL, csi:N, gst:PIPELINE.", metavar="CAMERA"),
+    ] = None,
+    pixel_format: Annotated[
+        str | None, typer.Option(help="What a V4L2 camera sends: mjpeg, yuyv422, nv12.", metavar="FORMAT")
+    ] = None,
     clock: Annotated[
         ClockChoice, typer.Option(help="wall: as if live. virtual: as fast as possible, the same every time.")
     ] = ClockChoice.wall,
@@ -67,6 +77,10 @@ def run(
       edgemm run out.edgemm --input clip.mp4
 
       edgemm run out.edgemm --input clip.mp4 --clock virtual --output results.jsonl
+
+      edgemm run out.edgemm --mic --camera
+
+      edgemm run out.edgemm --mic-device "USB" --camera-device rtsp://192.168.1.7/live
     """
     import edgemm
     from edgemm.cli.tables import summary_table
@@ -75,10 +89,9 @@ def run(
     from edgemm.stream.sinks.jsonl import JsonLinesSink
     from edgemm.stream.sinks.protocol import Sink
 
-    if mic or camera:
-        raise UsageError("--mic and --camera come with the live-capture work. Give a recording: --input FILE")
-    if input_ is None:
-        raise UsageError("Nothing to run on. Give a recording: --input FILE, or --input synthetic")
+    mic, camera = mic or mic_device is not None, camera or camera_device is not None
+    if input_ is None and not mic and not camera:
+        raise UsageError("Nothing to run on. Give a recording: --input FILE, --input synthetic, or --mic and --camera")
     sinks: list[Sink] = []
     if output is not None:
         sinks.append(JsonLinesSink(output))
@@ -87,6 +100,9 @@ def run(
     done = edgemm.run(
         bundle,
         input=input_,
+        mic=mic_device or mic,
+        camera=camera_device or camera,
+        pixel_format=pixel_format,
         clock=clock.value,
         sinks=sinks,
         duration_s=duration,

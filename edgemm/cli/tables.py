@@ -78,6 +78,12 @@ def summary_table(summary: Summary) -> str:
         for name, a in summary.models.items()
     ]
     lines.append(table(["model", "due", "made", "skipped", "pending", "late", "engine"], rows))
+    if summary.clocks:
+        rows = [
+            [name, _number(clock.drift_ppm, "+.1f"), f"{clock.jitter_ms:.2f}", str(clock.reconnects)]
+            for name, clock in summary.clocks.items()
+        ]
+        lines.append(table(["clock of", "drift ppm", "jitter ms", "reconnects"], rows))
     return "\n".join(lines)
 
 
