@@ -31,17 +31,20 @@ def build(folder: Path) -> Path:
     return library
 
 
+def environment(folder: Path, *sources: Path) -> dict[str, str]:
+    """The environment of a process for which the stub is the driver, with our kernels and those of `sources`."""
+    named = [source_dir() / f"{name}.cu" for name in ("log_mel", "frame_prep")]
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": os.pathsep.join([str(build(folder).parent), os.environ.get("LD_LIBRARY_PATH", "")]),
+        "EDGEMM_STUB_LIBRARIES": ":".join(str(emulate.build(path).path) for path in (*named, *sources)),
+    }
+
+
 def run_again(file: str, folder: Path) -> None:
     """Run the tests of `file` that are marked `on_the_stub`; fail with what they print if one fails."""
-    kernels = [str(emulate.build(source_dir() / f"{name}.cu").path) for name in ("log_mel", "frame_prep")]
-    environment = {
-        **os.environ,
-        ACTIVE: "1",
-        "LD_LIBRARY_PATH": os.pathsep.join([str(build(folder).parent), os.environ.get("LD_LIBRARY_PATH", "")]),
-        "EDGEMM_STUB_LIBRARIES": ":".join(kernels),
-    }
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(folder) | {ACTIVE: "1"}, check=False)
     if done.returncode:
         pytest.fail(done.stdout[-6000:] + done.stderr[-2000:], pytrace=False)
     assert " passed" in done.stdout
