@@ -150,7 +150,6 @@ def build(
         *_SANITIZERS.get(sanitizer or "", ()),
         "-ffp-contract=off",  # fused only where the source says fmaf: equal bits whatever the compiler
         "-DEDGEMM_EMULATOR",
-        *(f"-D{name}={value}" for name, value in sorted(defines.items())),
         "-Wall",
         "-Wextra",
         "-Wno-unknown-pragmas",

@@ -38,7 +38,7 @@ extern "C" void __tsan_read_range(void* address, unsigned long size);
 // ---- context switch --------------------------------------------------------------------------------------------------------
 // swapcontext makes two system calls a switch, and a tile of attention takes thousands of switches.
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(CUDA_EMULATOR_UCONTEXT)  // which shows, on x86-64 too, that the other way works
 
 // Saves the registers that a call preserves (System V ABI) on the stack, leaves the stack pointer in *save, takes the other stack.
 extern "C" void cuda_emulator_switch(void** save, void* load);

@@ -383,6 +383,13 @@ def test_a_build_is_cached_by_its_text_and_defines(tmp_path):
     assert (value(first), value(other)) == (3, 4)
 
 
+def test_the_portable_context_switch_works_too():
+    module = emulate.build(SOURCE, defines={"CUDA_EMULATOR_UCONTEXT": 1})
+    test_a_barrier_makes_shared_memory_visible_in_any_order(module, 3, "reversed")
+    test_ldmatrix_and_mma_multiply_matrices(module, 0)
+    test_the_emulator_goes_on_after_a_refusal(module)
+
+
 def test_source_dir_says_what_is_missing():
     assert (source_dir() / "edgemm_cuda.cuh").is_file()
     with pytest.raises(KernelError, match="Found no CUDA sources 'nothing'"):
