@@ -109,12 +109,13 @@ class ClockFit:
         at_s, values = table[:, 0], table[:, 1]
         if len(table) < MIN_BUCKETS:
             self._slope = 0.0
-            self._offset = float(np.median(values[-3:]))
+            self._offset = float(np.min(values[-3:]) if self._late_only else np.median(values[-3:]))
             return
         first, second = np.triu_indices(len(table), 1)
         slopes = (values[second] - values[first]) / (at_s[second] - at_s[first])
         self._slope = float(np.clip(np.median(slopes), -MAX_DRIFT, MAX_DRIFT))
-        self._offset = float(np.median(values - self._slope * at_s))
+        # What only comes late is least wrong where it comes early; a fifth may still be too early for its slope.
+        self._offset = float(np.quantile(values - self._slope * at_s, 0.2 if self._late_only else 0.5))
 
 
 def _scatter(values: npt.NDArray[Any]) -> float:

@@ -163,8 +163,9 @@ class CameraSource:
                     self._fit.reset()
                     broken = True
                 self._fit.observe(source_ns, shot.host_ns)
-                exact = shot.exact
-                capture_ns = (shot.host_ns if exact else self._fit.map(source_ns)) - self._offset_ns
+                # A picture was not captured after it arrived, whatever the fit still has to learn.
+                capture_ns = shot.host_ns if shot.exact else min(self._fit.map(source_ns), shot.host_ns)
+                capture_ns -= self._offset_ns
                 if last_pts is not None and shot.pts > last_pts:
                     # While the fit finds the earliest arrivals it moves back; pictures in order stay so.
                     capture_ns = max(capture_ns, last_ns + 1)
