@@ -133,8 +133,9 @@ def build(
 ) -> EmulatedModule:
     """Compile the kernels of `source` for the CPU, or take the result of an earlier build from the cache.
 
-    `defines` are preprocessor macros. The cache key is the text of the source and of all headers that it may include,
-    the compiler's version, the flags and the CPU. Raises KernelError with the compiler's words if it fails.
+    `defines` are preprocessor macros; the emulator's runtime sees those named CUDA_EMULATOR_*. The cache key is the
+    text of the source and of all headers that it may include, the compiler's version, the flags and the CPU. Raises
+    KernelError with the compiler's words if it fails.
     """
     if sanitizer is not None and sanitizer not in _SANITIZERS:
         raise UsageError(f"Found sanitizer {sanitizer!r}, expected None, {', '.join(_SANITIZERS)}.")
@@ -150,12 +151,14 @@ def build(
         *_SANITIZERS.get(sanitizer or "", ()),
         "-ffp-contract=off",  # fused only where the source says fmaf: equal bits whatever the compiler
         "-DEDGEMM_EMULATOR",
+        *macros,
         "-Wall",
         "-Wextra",
         "-Wno-unknown-pragmas",
         "-Wno-unused-function",
     ]
-    runtime_flags = ["-O2", *_RUNTIME_DEFINES.get(sanitizer, ())]
+    own_macros = [macro for macro in macros if macro.startswith("-DCUDA_EMULATOR_")]
+    runtime_flags = ["-O2", *_RUNTIME_DEFINES.get(sanitizer, ()), *own_macros]
     texts = sorted({*emulator.glob("*.*"), *source.parent.glob("*.cuh"), *source_dir().glob("*.cuh"), source})
     key = _digest(texts, [_version(cxx), platform.machine(), *common, *kernel_flags, *runtime_flags])
     folder = (cache_dir or cache.folder("emulator")) / f"{source.stem}-{key[:24]}"
