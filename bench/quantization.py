@@ -49,6 +49,9 @@ HOME = Path(__file__).resolve().parents[1]
 DEMO = HOME / "calibration" / "av_digits"
 RESULTS = HOME / "bench" / "results"
 
+SAME = "answers as float"
+"""Share of the answers (best class, or above 0.5) that are the float model's: what int8 changes, right or wrong."""
+
 INT8_OPS = (
     "QLinearConv",
     "QGemm",
@@ -232,6 +235,7 @@ def demo_case() -> Case:
     test = scoring.load_test(DEMO / "test.npz")
     conditions = ("clean", "noise -5 dB", "occluded")
     counts: dict[str, int] = {}
+    by_float: list[int] = []
 
     def score(candidate: Model) -> dict[str, float]:
         options = ort.SessionOptions()
@@ -239,8 +243,11 @@ def demo_case() -> Case:
         options.log_severity_level = 3
         session = ort.InferenceSession(candidate.to_bytes(), options, providers=["CPUExecutionProvider"])
 
+        given: list[int] = []
+
         def run(audio: np.ndarray, video: np.ndarray) -> tuple[np.ndarray, float]:
             digit, match = session.run(["digit", "match"], {"audio": audio, "video": video})
+            given.extend([int(np.argmax(digit)), int(match[0, 0] > 0.5)])
             return digit[0], float(match[0, 0])
 
         found = {
@@ -251,7 +258,10 @@ def demo_case() -> Case:
         counts.update(
             {f"{what}, {name}": found[name][f"{what}_of"] for what in ("digit", "match") for name in conditions}
         )
-        return {"mean accuracy": float(np.mean(list(answers.values()))), **answers}
+        if not by_float:
+            by_float.extend(given)
+        same = float(np.mean(np.array(given) == np.array(by_float)))
+        return {"mean accuracy": float(np.mean(list(answers.values()))), SAME: same, **answers}
 
     clean = [
         Sample([{"audio": a[None], "video": v[None]}], "test")
@@ -280,20 +290,26 @@ def silero_case(path: Path, speech: Path) -> Case:
     clips = [(audio, file.name) for file in files if len(audio := read_wav(file)) > RATE][:120]
     calibration = [recording(audio, rng, name) for audio, name in clips[:24]]
     test = [recording(audio, rng, name) for audio, name in clips[24:]]
+    by_float: list[bool] = []
 
     def score(candidate: Model) -> dict[str, float]:
-        truth, scores = [], []
+        truth, scores, given = [], [], []
         with OnnxRuntimeExecutor().open(candidate) as runner:
             for sample, labels in test:
                 state = np.zeros((2, 1, 128), np.float32)
                 for feeds, label in zip(sample.steps, labels, strict=True):
                     out = runner.run({**feeds, "state": state})
                     state = np.array(out["stateN"])
+                    given.append(float(np.asarray(out["output"]).reshape(-1)[0]) > 0.5)
                     if label is not None:
                         truth.append(label)
                         scores.append(float(np.asarray(out["output"]).reshape(-1)[0]))
-        return {"AUC": auc(np.array(truth), np.array(scores))}
+        if not by_float:
+            by_float.extend(given)
+        same = float(np.mean(np.array(given) == np.array(by_float)))
+        return {"AUC": auc(np.array(truth), np.array(scores)), SAME: same}
 
+    score(model)
     judged = sum(label is not None for _, labels in test for label in labels)
     return Case(
         "silero_vad",
@@ -427,9 +443,9 @@ def verdicts(rows: Sequence[Row]) -> str:
     """Return, for each calibrator that both have, the two best settings side by side, as a Markdown table."""
     judged = next(iter(rows[0].scores))
     lines = [
-        f"| calibrator | edgemm, {judged} | onnxruntime, {judged} | difference | edgemm, SQNR dB | onnxruntime "
-        "| edgemm, int8 share | onnxruntime |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| calibrator | edgemm, {judged} | onnxruntime, {judged} | difference | edgemm, {SAME} | onnxruntime "
+        "| edgemm, SQNR dB | onnxruntime | edgemm, int8 share | onnxruntime |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name in OBSERVERS:
         ours = [r for r in rows if (r.who, r.calibrator, r.settings) == ("edgemm", name, "onnxruntime form")]
@@ -439,7 +455,8 @@ def verdicts(rows: Sequence[Row]) -> str:
             mine = ours[0]
             lines.append(
                 f"| {name} | {mine.scores[judged]:.4f} | {best.scores[judged]:.4f} ({best.settings}) "
-                f"| {mine.scores[judged] - best.scores[judged]:+.4f} | {mine.sqnr_db:.1f} | {best.sqnr_db:.1f} "
+                f"| {mine.scores[judged] - best.scores[judged]:+.4f} "
+                f"| {mine.scores[SAME]:.4f} | {best.scores[SAME]:.4f} | {mine.sqnr_db:.1f} | {best.sqnr_db:.1f} "
                 f"| {mine.int8_share:.3f} | {best.int8_share:.3f} |"
             )
     return "\n".join(lines)
