@@ -146,10 +146,10 @@ def build(
     includes = [f"-I{emulator}", f"-I{source.resolve().parent}", f"-I{source_dir()}"]
     # fused only where the source says fmaf: some kernels promise equal bits, and nvcc compiles those so too
     common = ["-std=c++17", "-fPIC", "-g1", "-ffp-contract=off", *_machine_flags()]
+    macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]
     kernel_flags = [
         "-O1" if sanitizer else "-O2",
         *_SANITIZERS.get(sanitizer or "", ()),
-        "-ffp-contract=off",  # fused only where the source says fmaf: equal bits whatever the compiler
         "-DEDGEMM_EMULATOR",
         *macros,
         "-Wall",
