@@ -42,14 +42,20 @@ def copy_sources(folder: Path, bug: Planted | None = None) -> Path:
     for name in ("csrc", "emulator"):
         shutil.copytree(source_dir(name), folder / name)
     if bug is not None:
+        check_place(bug)
         path = folder / bug.file
-        text = path.read_text()
-        if text.count(bug.old) != 1:
-            raise ValueError(
-                f"{bug.name}: found {text.count(bug.old)} places in {bug.file} that read {bug.old!r}, expected 1."
-            )
-        path.write_text(text.replace(bug.old, bug.new))
+        path.write_text(path.read_text().replace(bug.old, bug.new))
     return folder
+
+
+def check_place(bug: Planted) -> None:
+    """Raise ValueError if the text that `bug` replaces is not in its file exactly once."""
+    folder, name = bug.file.split("/", 1)
+    text = (source_dir(folder) / name).read_text()
+    if text.count(bug.old) != 1:
+        raise ValueError(
+            f"{bug.name}: found {text.count(bug.old)} places in {bug.file} that read {bug.old!r}, expected 1."
+        )
 
 
 def run_tests(folder: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:

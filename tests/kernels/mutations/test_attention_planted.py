@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from planted import Planted, check_caught, check_sound
+from planted import Planted, check_caught, check_place, check_sound
 
 HEADER = "csrc/attention.cuh"
 RUNTIME = "emulator/runtime.cpp"
@@ -170,8 +170,10 @@ BUGS = [
     Planted(
         "fragments of the keys swapped",
         HEADER,
-        "mma_m16n8k16(s[2 * i], q[d], {b[0], b[1]}, T{});\n        mma_m16n8k16(s[2 * i + 1], q[d], {b[2], b[3]}, T{});",
-        "mma_m16n8k16(s[2 * i], q[d], {b[0], b[2]}, T{});\n        mma_m16n8k16(s[2 * i + 1], q[d], {b[1], b[3]}, T{});",
+        "mma_m16n8k16(s[2 * i], q[d], {b[0], b[1]}, T{});\n"
+        "        mma_m16n8k16(s[2 * i + 1], q[d], {b[2], b[3]}, T{});",
+        "mma_m16n8k16(s[2 * i], q[d], {b[0], b[2]}, T{});\n"
+        "        mma_m16n8k16(s[2 * i + 1], q[d], {b[1], b[3]}, T{});",
         option("plain"),
         WRONG,
     ),
@@ -210,7 +212,8 @@ BUGS = [
     Planted(
         "splits are joined without their weights",
         HEADER,
-        "      x += weight * part.x;\n      y += weight * part.y;\n    }\n    *reinterpret_cast<u32*>(out + column) = pack2(x * inverse",
+        "      x += weight * part.x;\n      y += weight * part.y;\n    }\n"
+        "    *reinterpret_cast<u32*>(out + column) = pack2(x * inverse",
         "      x += part.x;\n      y += part.y;\n    }\n    *reinterpret_cast<u32*>(out + column) = pack2(x * inverse",
         "test_attention.py::test_split_keys_are_joined[float16-3]",
         WRONG,
@@ -346,6 +349,11 @@ BUGS = [
         "Regex pattern did not match",
     ),
 ]
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=[bug.name.replace(" ", "-") for bug in BUGS])
+def test_the_bug_has_its_place(bug):
+    check_place(bug)
 
 
 @pytest.mark.slow
