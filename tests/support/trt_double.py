@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import inspect
 import json
 import pickle
 from pathlib import Path
@@ -79,7 +78,7 @@ class Double(ModuleType):
     def _strict(self, name: str, attrs: set[str]) -> type:
         behaviour = _BEHAVIOURS.get(name)
         members: dict[str, Any] = {"_module": self, "_attrs": attrs, "_own": True}
-        for key, value in inspect.getmembers_static(behaviour) if behaviour else ():
+        for key, value in vars(behaviour).items() if behaviour else ():
             if (key.startswith("_") and key not in vars(object)) or key in attrs or key in ("__init__", "__bytes__"):
                 members[key] = value
         for key in attrs - members.keys():
