@@ -132,7 +132,7 @@ def run(
         infos = [info for source in sources for info in source.streams]
         timeline = WallClock() if wall else VirtualClock()
         session = Session(recipe, engines, streams=infos, clock=timeline, recorder=recorder, on_feeds=on_feeds)
-        loop = _live(session, sources, duration_s) if wall else replay(session, sources, duration_s)
+        loop = live(session, sources, duration_s) if wall else replay(session, sources, duration_s)
         interrupted = False
         kept: list[Result] = []
         try:
@@ -167,7 +167,7 @@ def replay(session: Session, sources: Sequence[Source], duration_s: float | None
     yield from session.finish()
 
 
-def _live(session: Session, sources: Sequence[Source], duration_s: float | None) -> Generator[Result, None, None]:
+def live(session: Session, sources: Sequence[Source], duration_s: float | None) -> Generator[Result, None, None]:
     """Wall time: sources are read by threads of their own; this one takes what has come and makes the steps."""
     clock = session.clock
     end_ns = None if duration_s is None else round(duration_s * 1e9)

@@ -287,7 +287,7 @@ def test_a_slow_engine_costs_steps_but_never_holds_up_capture() -> None:
     from edgemm.stream.clock import WallClock
 
     session = Session(recipes.parse(text), {"av": engine}, clock=WallClock())
-    results = list(runner._live(session, [SyntheticSource(BOTH, seconds=2)], None))
+    results = list(runner.live(session, [SyntheticSource(BOTH, seconds=2)], None))
     summary = session.summary()
     assert summary.models["av"].skipped["superseded"] > 20
     # Each result rests on what was there when its step began: at most one inference and one wait for a picture ago.
@@ -308,7 +308,7 @@ def test_under_every_no_step_is_skipped_and_the_queue_sheds_frames(monkeypatch: 
     monkeypatch.setattr(runner, "QUEUE_PICTURES", 2)
     text = AV.replace('"latest"', '"every"').replace('hop = "100 ms"', 'hop = "40 ms"')
     session = Session(recipes.parse(text), {"av": av_engine(slow)}, clock=WallClock())
-    results = list(runner._live(session, [SyntheticSource(BOTH, seconds=2)], 1.9))
+    results = list(runner.live(session, [SyntheticSource(BOTH, seconds=2)], 1.9))
     summary = session.summary()
     assert not set(summary.models["av"].skipped) & {"superseded", "late"}
     assert summary.streams["camera"].dropped["queue_full"] > 0

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgemm.cli.run import EngineChoice, PrecisionChoice
+from edgemm.cli.run import ClockChoice, EngineChoice, PrecisionChoice
 
 
 def profile(
@@ -19,6 +19,9 @@ def profile(
     warm_up: Annotated[int, typer.Option(min=0, help="Steps before, not counted.")] = 20,
     precision: Annotated[PrecisionChoice, typer.Option(help="auto is what the build chose.")] = PrecisionChoice.auto,
     engine: Annotated[EngineChoice, typer.Option(help="The engine.")] = EngineChoice.auto,
+    clock: Annotated[
+        ClockChoice, typer.Option(help="virtual: as fast as possible. wall: as if live, with queueing.")
+    ] = ClockChoice.virtual,
     threads: Annotated[int, typer.Option(min=1, help="Threads inside an operator.")] = 1,
     baseline: Annotated[
         Path | None, typer.Option(help="An earlier --json report; prints the ratios to it.", metavar="OTHER.json")
@@ -28,11 +31,11 @@ def profile(
 ) -> None:
     """Measure every stage from the source to the sink, and every layer.
 
-    The recording is run as fast as this machine can (queueing needs `edgemm run --clock wall`).
-
     Examples:
 
       edgemm profile out.edgemm --input clip.mp4
+
+      edgemm profile out.edgemm --input clip.mp4 --clock wall --iterations 100
 
       edgemm profile out.edgemm --json now.json --baseline before.json
     """
@@ -51,6 +54,7 @@ def profile(
             precision=precision.value,
             engine=engine.value,
             threads=threads,
+            clock=clock.value,
             trace=trace,
             progress=show,
         )

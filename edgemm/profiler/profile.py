@@ -8,7 +8,7 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,8 @@ from edgemm.errors import UsageError
 from edgemm.profiler import trace as traces
 from edgemm.profiler.percentiles import Percentiles
 from edgemm.profiler.report import ModelProfile, ProfileReport, StreamProfile
-from edgemm.runner import SYNTHETIC, Session, open_sources, streamed
-from edgemm.stream.clock import VirtualClock
+from edgemm.runner import SYNTHETIC, ClockName, Session, open_sources, streamed
+from edgemm.stream.clock import VirtualClock, WallClock
 from edgemm.stream.spans import Span, Spans
 from edgemm.types import Array, Tensors
 
@@ -40,13 +40,16 @@ def profile(
     engine: EngineName = "auto",
     precision: str = "auto",
     threads: int = 1,
+    clock: ClockName = "virtual",
     trace: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ProfileReport:
     """Measure `iterations` steps of every model of a bundle, after `warm_up` steps, stage by stage.
 
-    The recording `input` (sound and pictures are made up without one) is run as fast as possible on one thread, from
-    its start again if it is too short, so the times are the work itself, without waiting. A model that reads no
+    The recording `input` (sound and pictures are made up without one) is run from its start again if it is too short.
+    Under the "virtual" clock it is run as fast as possible on one thread: the times are the work itself, without
+    waiting. Under the "wall" clock it is paced as if it were live, and the stage "queue" is what a ready step waits. A
+    model that reads no
     stream is fed normal noise; only its inference is timed. `trace` is where to write a trace for Perfetto. Raises
     UsageError, and the errors of bundle, engine, sources.
     """
@@ -65,7 +68,7 @@ def profile(
         spans: list[Span] = []
         if names:
             tell(f"measuring {iterations} steps on {media}")
-            spans = _streamed_spans(opened, engines, media, warm_up, iterations)
+            spans = _streamed_spans(opened, engines, media, clock, warm_up, iterations)
         for name in opened.models:
             if name not in names:
                 tell(f"{name}: measuring {iterations} inferences on noise")
@@ -101,7 +104,12 @@ def profile(
 
 
 def _streamed_spans(
-    opened: Bundle, engines: Mapping[str, Engine], media: str | Path, warm_up: int, iterations: int
+    opened: Bundle,
+    engines: Mapping[str, Engine],
+    media: str | Path,
+    clock: ClockName,
+    warm_up: int,
+    iterations: int,
 ) -> list[Span]:
     """Spans of the measured steps; each model makes at least `iterations` of them, the slowest exactly so many."""
     names = streamed(opened.recipe)
@@ -117,10 +125,12 @@ def _streamed_spans(
                 opened.recipe,
                 {name: engines[name] for name in names},
                 streams=infos,
-                clock=VirtualClock(),
+                clock=WallClock() if clock == "wall" else VirtualClock(),
                 recorder=recorder,
             )
-            for result in runner.replay(session, sources, None):
+            loop = runner.live if clock == "wall" else runner.replay
+            results = stack.enter_context(closing(loop(session, sources, None)))
+            for result in results:
                 made[result.model] += 1
                 if begin == 0 and min(made.values()) >= warm_up:
                     begin = len(recorder.spans)

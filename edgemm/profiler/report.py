@@ -24,7 +24,7 @@ class ModelProfile:
     steps: int
     """Steps measured; the warm-up is not among them."""
     stages: Mapping[str, Percentiles]
-    """By stage of a step: front_end (of pictures), window, inference, decode."""
+    """By stage of a step: queue (under the wall clock), front_end (of pictures), window, inference, decode."""
     step: Percentiles
     """All stages of a step together."""
     layers: Sequence[LayerTime]

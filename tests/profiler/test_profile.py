@@ -75,6 +75,13 @@ def test_the_profile_of_the_demo_adds_up(demo_bundle: Path, tmp_path: Path) -> N
     assert sum(event["dur"] for event in inference) * 1000 == pytest.approx(av.stages["inference"].mean_ns * 30)
 
 
+def test_under_the_wall_clock_steps_queue(demo_bundle: Path) -> None:
+    found = edgemm.profile(demo_bundle, iterations=5, warm_up=1, clock="wall")
+    assert "queue" in found.models["av"].stages
+    assert found.models["av"].steps >= 5
+    assert found.accounted_ns < found.total_ns
+
+
 def test_a_short_recording_is_run_again(demo_bundle: Path) -> None:
     found = edgemm.profile(demo_bundle, iterations=130, warm_up=10)
     assert found.input == "synthetic"
