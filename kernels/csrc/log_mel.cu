@@ -332,7 +332,7 @@ __device__ __forceinline__ void make_frame(const LogMelPlan& p, const Source& sa
     if (p.gain) value = (value - __ldg(p.shift + c)) * __ldg(p.gain + c);
     store(out, at + c, value, half_out);
   }
-  __syncwarp();  // the warp may now start its next frame
+  // No barrier: in the warp's next frame others come before anything that is read here is written again.
 }
 
 // Where the window of a frame starts; below 0 for the first centred frames.

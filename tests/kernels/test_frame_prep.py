@@ -201,7 +201,7 @@ def test_sanitizers_find_nothing(sanitizer: Sanitizer) -> None:
         for resize in ("bilinear", "area", "nearest"):
             frame = FrameFormat(pixels, 31, 17)  # type: ignore[arg-type]
             options = ImageOptions(13, 9, resize=resize, fit="letterbox", dtype="float16")  # type: ignore[arg-type]
-            boxes = [(0, 0, 31, 17), (-3, 8, 40, 40), (2**31 - 1, 0, 2**31 - 1, 4)]
+            boxes = [(0, 0, 31, 17), (-3, 8, 40, 40), (28, 14, 3, 3), (2**31 - 1, 0, 2**31 - 1, 4)]
             planes = picture(frame)
             if pixels == "yuyv":
                 planes = [np.ascontiguousarray(planes[0])]

@@ -165,6 +165,15 @@ def test_every_size_and_edge(fft_size: int, edges: Any) -> None:
         assert cut.tobytes() == at_once.tobytes()
 
 
+def test_int16_is_a_fraction_of_32768() -> None:
+    # Nothing that cancels: the bound is then below 1e-5 of the value, and 32767 would be 3e-5 off.
+    options = LogMelOptions(
+        window="rectangular", window_samples=512, remove_dc=False, preemphasis=0.0, power=1, log="none", low_hz=0.0
+    )
+    samples = np.full((1, 512), 20000, np.int16)
+    assert_within(whole(samples, options)[0], samples[0], options)
+
+
 @pytest.mark.parametrize("deltas", [0, 1, 2])
 def test_cepstra_normalised_and_derived(deltas: Any) -> None:
     options, cmvn, samples = MfccOptions(deltas=deltas), SlidingCmvn(9, variance=True), noise(2, 5000, seed=5)
