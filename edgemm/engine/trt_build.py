@@ -115,7 +115,7 @@ def build_plan(
         raise _refused(flavour, builder_problems(log.errors, {}), log)
     network = builder.create_network(_network_flags(flavour, plugins is not None and plugins.ahead_of_time))
     config = builder.create_builder_config()
-    _parse(flavour, network, config, model, log)
+    _parse(flavour, network, config, model, log, for_dla=options.dla_core is not None)
     _configure(flavour, builder, config, network, options)
     if flavour.builds_without_gpu:
         config.num_compute_capabilities = 1
@@ -185,8 +185,10 @@ def _network_flags(flavour: Flavour, ahead_of_time: bool) -> int:
     return flags
 
 
-def _parse(flavour: Flavour, network: Any, config: Any, model: bytes | Path, log: Log) -> None:
+def _parse(flavour: Flavour, network: Any, config: Any, model: bytes | Path, log: Log, *, for_dla: bool) -> None:
     parser = flavour.module.OnnxParser(network, log.sink)
+    if for_dla and "ADJUST_FOR_DLA" in flavour.members("OnnxParserFlag"):
+        parser.set_flag(flavour.member("OnnxParserFlag", "ADJUST_FOR_DLA"))
     if hasattr(parser, "set_builder_config"):
         parser.set_builder_config(config)
     parsed = parser.parse(model) if isinstance(model, bytes) else parser.parse_from_file(str(model))

@@ -203,6 +203,16 @@ def test_a_dla_takes_what_it_can_and_the_plan_says_what_not(jetson: Double) -> N
     assert plan.key.dla == "1"
 
 
+@pytest.mark.parametrize(("version", "flags"), [("10.3", []), ("10.13", []), ("11.4", ["ADJUST_FOR_DLA"])])
+def test_the_parser_is_told_of_the_dla_where_it_listens(version: str, flags: list[str]) -> None:
+    module = double(version)
+    module._dla_cores = 1
+    build(module)
+    assert module._parser_flags == []
+    build(module, dla_core=0)
+    assert module._parser_flags == flags
+
+
 def test_a_strict_dla_refuses_what_it_cannot_run(jetson: Double) -> None:
     jetson._dla_cores, jetson._dla_refuses = 2, ("Relu",)
     with pytest.raises(EngineError, match=r"1 of 2 layers cannot run on the DLA: relu \(ACTIVATION\)"):

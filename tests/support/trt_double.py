@@ -55,6 +55,7 @@ class Double(ModuleType):
         self._fail_parse = None  # (node, op, text) that the parser reports
         self._build_steps = 3
         self._shape_inputs = ()
+        self._parser_flags = []
         self._fail_execution = False
         self._uncapturable = False
         self._driver = None  # where steps are enqueued: a HostDriver
@@ -206,6 +207,9 @@ class _Parser:
     def __init__(self, network: Any, logger: Any) -> None:
         self._network = network
         self._errors: list[Any] = []
+
+    def set_flag(self, flag: Any) -> None:
+        self._module._parser_flags.append(flag.name)
 
     def set_builder_config(self, config: Any) -> bool:
         return True
