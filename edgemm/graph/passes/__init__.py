@@ -3,6 +3,7 @@
 from edgemm.graph.passes.fix_dims import FixDims
 from edgemm.graph.passes.fix_inputs import FixInputs
 from edgemm.graph.passes.fold_constants import FoldConstants
+from edgemm.graph.passes.fuse_attention import FuseAttention
 from edgemm.graph.passes.half import ToHalf
 from edgemm.graph.passes.infer_shapes import InferShapes
 from edgemm.graph.passes.infra import Pass, PassResult, run
@@ -15,6 +16,7 @@ __all__ = [
     "FixDims",
     "FixInputs",
     "FoldConstants",
+    "FuseAttention",
     "InferShapes",
     "InlineFunctions",
     "NameDims",
