@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -58,6 +59,7 @@ class TensorRTEngine:
         self._layer_ns: dict[str, tuple[int, int]] = {}
         self._context: Any = None
         self._stream: Stream | None = None
+        self._thread = 0
         self._outputs = Outputs()
         self._profiler: Any = None
         self._memory: dict[str, TensorMemory] = {}
@@ -112,9 +114,11 @@ class TensorRTEngine:
 
     @property
     def stream(self) -> Stream:
-        """The stream that steps run in. Raises EngineError before the engine is entered."""
+        """The stream that steps run in. Raises EngineError if the engine is not entered, or by another thread."""
         if self._stream is None:
             raise EngineError('The engine is not open. Use it inside its "with" block.')
+        if threading.get_ident() != self._thread:
+            raise EngineError("The engine was entered in another thread. Enter, run and leave it in one.")
         return self._stream
 
     def run(self, feeds: Tensors) -> Tensors:
@@ -213,6 +217,7 @@ class TensorRTEngine:
         self._layer_ns = {}
         self._context = loaded.create_context()
         self._stream = device.stream()
+        self._thread = threading.get_ident()
         self._outputs = make_allocator(flavour.module)
         fed_back = set(self._fed_back.values())
         for name, tensor in self._io.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -313,6 +314,13 @@ def test_outside_its_with_block_the_engine_says_so(rtx: Bench) -> None:
     for name in ("device", "flavour", "engine"):
         with pytest.raises(EngineError, match="not loaded"):
             getattr(loaded, name)
+
+
+def test_another_thread_is_told(rtx: Bench) -> None:
+    with rtx.engine(rtx.plan(trt_graphs.conv(1))) as engine, ThreadPoolExecutor(1) as pool:
+        step = pool.submit(engine.run, {"x": np.ones((1, 3, 8, 8), np.float32)})
+        with pytest.raises(EngineError, match="was entered in another thread"):
+            step.result()
 
 
 def test_bfloat16_comes_as_ml_dtypes(rtx: Bench) -> None:
