@@ -89,6 +89,15 @@ class SoundServer:
             self._process.wait()
             self._process = None
 
+    def listener(self) -> subprocess.Popen[bytes]:
+        """A recorder whose sound nobody wants: the sink renders 2 s in advance unless somebody listens at low latency."""
+        return subprocess.Popen(
+            ["parec", "--raw", "--latency-msec=10"],
+            env=os.environ | self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
     def player(self, latency_ms: int = 1000) -> subprocess.Popen[bytes]:
         """A process that plays the int16 samples (16 kHz, one channel) that are written to its `stdin`.
 
