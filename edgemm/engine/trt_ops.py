@@ -34,8 +34,8 @@ OPERATORS = ("LogMel", "MFCC", "FusedAttention", "FusedAttentionBias")
 
 _ATTENTION_FIELDS = ("head_dim", "dtype", "scale", "window_before", "window_after", "align_end")
 _UNLIMITED = 1 << 29
-_BFLOAT16 = 16
-"""TensorProto.BFLOAT16; a device that only runs plans has no onnx to ask."""
+_FLOAT16, _BFLOAT16 = 10, 16
+"""TensorProto's numbers; a device that only runs plans has no onnx to ask."""
 
 
 class OwnPlugins:
@@ -186,6 +186,8 @@ def make_operator(op: str, fields: dict[str, Any], runner: Callable[[], Runner])
     try:
         if op in ("LogMel", "MFCC"):
             return FrontEnd(_front_end_options(op, fields["options"]), runner)
+        if int(fields["dtype"]) not in (_FLOAT16, _BFLOAT16):
+            raise ValueError(f"dtype {fields['dtype']}, and the kernel takes float16 and bfloat16")
         return Attention(
             AttentionOptions(
                 head_dim=int(fields["head_dim"]),

@@ -159,11 +159,18 @@ def add_bodies(proto: ModelProto) -> None:
 def without_bodies(proto: ModelProto) -> ModelProto:
     """Return a copy whose edgemm nodes have no body: what TensorRT is given where a plugin is to run them.
 
-    The nodes get the attributes by which TensorRT's parser finds the plugin.
+    The nodes get the attributes by which TensorRT's parser finds the plugin. Raises ModelError for an attention in
+    float32, which no kernel computes.
     """
     copy = ModelProto()
     copy.CopyFrom(proto)
     for node in _own_nodes(copy):
+        kind = next((item.i for item in node.attribute if item.name == "dtype"), None)
+        if kind == TensorProto.FLOAT:
+            raise ModelError(
+                f'Node "{node.name}" ({node.op_type}) computes in float32, and its kernel takes float16 and bfloat16. '
+                "Convert the model to fp16 before attention is fused, or let the engine run the function body."
+            )
         kept_attributes = [item for item in node.attribute if not item.name.startswith("plugin_")]
         del node.attribute[:]
         node.attribute.extend(kept_attributes)

@@ -21,6 +21,7 @@ from edgemm.engine.trt_plan import BuildOptions, Plan, Profile, read_plan
 from edgemm.errors import EngineError
 from edgemm.graph import Model, load, ops
 from edgemm.graph.passes import ToHalf
+from edgemm.graph.passes.fuse_attention import FuseAttention
 from edgemm.kernels.attention import AttentionOptions
 from edgemm.options import LogMelOptions, MfccOptions
 
@@ -264,6 +265,14 @@ def test_each_operator_is_compiled_from_its_body(op: str) -> None:
     profiles = (samples,) if op in ("LogMel", "MFCC") else ()
     plan = build(model_of(op).SerializeToString(), "rtx-sm86", *profiles)
     assert "PLUGIN_V3" not in {layer.kind for layer in plan.layers}
+
+
+def test_attention_found_in_a_model_is_compiled_as_a_plugin() -> None:
+    fused = FuseAttention()(ToHalf()(load(DEMO / "av_digits.onnx")).model)
+    assert fused.changed
+    plan = build(ops.without_bodies(fused.model.proto).SerializeToString(), plugins=OwnPlugins())
+    assert [layer.kind for layer in plan.layers].count("PLUGIN_V3") == 1
+    assert build(fused.model.to_bytes()).data, "and from its body"
 
 
 def test_a_plugin_whose_kernel_does_not_exist_is_refused_by_the_builder() -> None:

@@ -172,6 +172,12 @@ def test_attributes_that_do_not_fit_are_an_error(flavour: Flavour) -> None:
     module = flavour.module
     with pytest.raises(EngineError, match="A LogMel node has attributes that this edgemm does not know"):
         make(flavour, "LogMel", fields(module, options='{"bands": 3}'))
+    with pytest.raises(EngineError, match="takes float16 and bfloat16"):
+        make(
+            flavour,
+            "FusedAttention",
+            fields(module, head_dim=32, dtype=1, scale=1.0, window_before=0, window_after=0, align_end=1),
+        )
     with pytest.raises(EngineError, match="head dimension 7"):
         make(
             flavour,

@@ -179,6 +179,13 @@ def test_one_body_serves_equal_nodes_and_different_ones_are_refused() -> None:
         model_of(first, ops.log_mel_node("x", "b", LogMelOptions(floor=1.0), "second"), add, x=("float32", [1, 800]))
 
 
+def test_attention_in_float32_has_a_body_only() -> None:
+    node = ops.attention_node("q", "k", "v", "out", AttentionOptions(32), name="wide")
+    next(item for item in node.attribute if item.name == "dtype").i = TensorProto.FLOAT
+    with pytest.raises(ModelError, match=r'"wide" \(FusedAttention\) computes in float32'):
+        ops.without_bodies(model_of(node, **dict.fromkeys("qkv", ("float32", [1, 1, 4, 32]))))
+
+
 def test_bodies_come_and_go() -> None:
     model = model_of(ops.log_mel_node("x", "out", LogMelOptions()), x=("float32", [1, 800]))
     assert ops.uses_own_operators(model)
