@@ -112,7 +112,10 @@ Result cuGetErrorName(Result code, const char** name) {
   *name = found == names.end() ? nullptr : found->second;
   return found == names.end() ? kInvalidValue : kSuccess;
 }
-Result cuGetErrorString(Result code, const char** text) { return cuGetErrorName(code, text); }
+Result cuGetErrorString(Result code, const char** text) {
+  if (cuGetErrorName(code, text)) *text = "an error that the stub has no words for";
+  return kSuccess;
+}
 
 // ---- devices and contexts ----
 
@@ -172,6 +175,11 @@ Result cuCtxGetCurrent(void** context) {
   return kSuccess;
 }
 Result cuCtxSetCurrent(void*) { return kSuccess; }
+Result cuCtxDetach(void*) {  // what PyCUDA ends with: it takes the context off the stack, too
+  if (!contexts) return kInvalidContext;
+  --contexts;
+  return kSuccess;
+}
 Result cuCtxSynchronize() { return contexts ? kSuccess : kInvalidContext; }
 
 // ---- memory ----
@@ -294,6 +302,7 @@ Result cuFuncSetAttribute(Function* function, int attribute, int value) {
   function->shared_limit = static_cast<unsigned>(value);
   return kSuccess;
 }
+Result cuFuncSetBlockShape(Function*, int, int, int) { return kSuccess; }  // PyCUDA says it before each launch
 Result cuFuncGetAttribute(int* value, int, Function*) {
   *value = 0;
   return kSuccess;
