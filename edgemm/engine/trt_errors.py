@@ -105,7 +105,7 @@ _RULES: Sequence[tuple[str, str, str]] = (
         "Lower --workspace, close other programs, or build with a lower optimization level.",
     ),
     (
-        r"kSAFE|CURRENT|no CUDA-capable|CUDA initialization failure|CUDA driver",
+        r"no CUDA-capable|CUDA initialization failure|CUDA driver",
         "the CUDA driver cannot be used here",
         "Run this on the device, or with TensorRT for RTX name a target (--target rtx-sm86).",
     ),

@@ -9,9 +9,9 @@ from typing import Any
 
 from edgemm.device import Device, open_device
 from edgemm.engine import trt_flavour
-from edgemm.engine.gpu import gpu_of
+from edgemm.engine.gpu import find_gpu, gpu_of
 from edgemm.engine.trt_cache import Host, preflight
-from edgemm.engine.trt_errors import parser_problems
+from edgemm.engine.trt_errors import explain, parser_problems
 from edgemm.engine.trt_flavour import Flavour
 from edgemm.engine.trt_log import make_logger
 from edgemm.engine.trt_plan import Plan
@@ -89,8 +89,8 @@ class LoadedPlan:
 
     @property
     def errors(self) -> str:
-        """The last error that TensorRT logged, or a sentence that it logged none."""
-        return self._log.errors[-1] if self._log.errors else "it gave no reason"
+        """The last error that TensorRT logged, in words, or that it logged none."""
+        return explain("run", self._log.errors[-1]).reason if self._log.errors else "it gave no reason"
 
     def create_context(self) -> Any:
         """Return a new `IExecutionContext`. Raises EngineError if its memory cannot be had."""
@@ -156,10 +156,11 @@ class LoadedPlan:
             self._runtime.DLA_core = int(self.plan.key.dla)
         self._engine = self._runtime.deserialize_cuda_engine(self.plan.data)
         if self._engine is None:
-            raise EngineError(
-                f"{flavour.title} cannot load the plan: {self.errors}. "
-                "Compile it again here: edgemm build engine BUNDLE"
-            )
+            if find_gpu() is None:
+                remedy = "There is no GPU or no driver here: run it on the device, or with --engine onnxruntime."
+            else:
+                remedy = "Compile it again here: edgemm build engine BUNDLE"
+            raise EngineError(f"{flavour.title} cannot load the plan: {self.errors}. {remedy}")
         if self._weights is not None:
             self.refit(self._weights)
 

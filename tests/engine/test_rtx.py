@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trt_graphs
+from host_driver import HostDriver
 from onnx import ModelProto, TensorProto, helper
 from require import require
 
 from edgemm.engine import targets, trt_flavour
+from edgemm.engine.gpu import find_gpu
+from edgemm.engine.trt import TensorRTEngine
 from edgemm.engine.trt_build import Progress, TensorRTRefused, build_plan, plan_key
 from edgemm.engine.trt_cache import Host, PlanCache, preflight
 from edgemm.engine.trt_ops import OwnPlugins
@@ -192,6 +195,16 @@ def test_a_plan_goes_through_the_cache(tmp_path: Path) -> None:
     second = cache.get_or_build(key, lambda: pytest.fail("it is in the cache"))
     assert (first.origin, second.origin) == ("built", "cache")
     assert first.plan == second.plan
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU: tests/gpu runs plans on it")
+def test_a_runtime_without_a_driver_refuses_with_words() -> None:
+    """The real runtime, beyond the preflight, on a machine that has no driver."""
+    engine = TensorRTEngine(build(trt_graphs.conv(1)), open_device=HostDriver(device="RTX 3090", arch=86).open)
+    with pytest.raises(
+        EngineError, match=r"cannot load the plan: the CUDA driver cannot be used here\. There is no GPU"
+    ):
+        engine.__enter__()
 
 
 def test_kill_9_during_a_real_build_leaves_no_entry(tmp_path: Path) -> None:
