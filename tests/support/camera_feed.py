@@ -42,7 +42,8 @@ def main() -> None:
     stream.codec_context.qmin = stream.codec_context.qmax = 2
     output.start_encoding()  # here the viewer is waited for
     begin_ns = time.monotonic_ns() + round(LEAD_S * 1e9)
-    print(begin_ns, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{begin_ns}\n")
+    sys.stderr.flush()
     player = threading.Thread(target=play, args=(sound, begin_ns), daemon=True)
     if "--sound" in sys.argv:
         player.start()

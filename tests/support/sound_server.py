@@ -90,7 +90,7 @@ class SoundServer:
             self._process = None
 
     def listener(self) -> subprocess.Popen[bytes]:
-        """A recorder whose sound nobody wants: the sink renders 2 s in advance unless somebody listens at low latency."""
+        """A recorder whose sound nobody wants: unless somebody listens at low latency, the sink renders 2 s ahead."""
         return subprocess.Popen(
             ["parec", "--raw", "--latency-msec=10"],
             env=os.environ | self.environment,
