@@ -61,7 +61,7 @@ from edgemm.types import Array, Tensors
 
 _WARM_UP_RUNS = 10
 _TIMED_RUNS = 300
-_TIMING_SECONDS = 2.0
+_TIMING_SECONDS = 4.0
 """A model so slow that the runs take longer is timed for this long."""
 
 Progress = Callable[[str], None]
@@ -437,11 +437,12 @@ class _ModelBuild:
             return "fp32", "there is no data to measure int8 on"
         self._tell("timing fp32 and int8")
         feeds = {**comparing[0].steps[0], **zero_states(self._model, self._wanted.states)}
+        float_seconds, int8_seconds = self._seconds(self._model, int8.quantized.model, feeds)
         choice = choose(
             Candidate("fp32", self._model, 1.0),
             [Candidate("int8", int8.quantized.model, int8.score)],
             self._max_drop,
-            lambda model: self._seconds(model, feeds),
+            lambda model: float_seconds if model is self._model else int8_seconds,
         )
         for item in choice.table:
             if item.seconds is not None:
@@ -458,18 +459,23 @@ class _ModelBuild:
             return agreement.decisions
         return agreement.cosine
 
-    def _seconds(self, model: Model, feeds: Tensors) -> float:
-        """Median time of one inference, one thread, after a warm-up."""
-        with self._executor.open(model) as engine:
+    def _seconds(self, first: Model, second: Model, feeds: Tensors) -> tuple[float, float]:
+        """Median time of one inference of each, one thread, after a warm-up.
+
+        The two take turns, so that other work on the machine slows both down alike.
+        """
+        with self._executor.open(first) as one, self._executor.open(second) as other:
             for _ in range(_WARM_UP_RUNS):
-                engine.run(feeds)
-            times: list[float] = []
+                one.run(feeds)
+                other.run(feeds)
+            times: tuple[list[float], list[float]] = ([], [])
             end = time.perf_counter() + _TIMING_SECONDS
-            while len(times) < _TIMED_RUNS and (len(times) < 5 or time.perf_counter() < end):
-                began = time.perf_counter()
-                engine.run(feeds)
-                times.append(time.perf_counter() - began)
-        return statistics.median(times)
+            while len(times[0]) < _TIMED_RUNS and (len(times[0]) < 5 or time.perf_counter() < end):
+                for engine, taken in zip((one, other), times, strict=True):
+                    began = time.perf_counter()
+                    engine.run(feeds)
+                    taken.append(time.perf_counter() - began)
+        return statistics.median(times[0]), statistics.median(times[1])
 
     def _finish(
         self,
