@@ -51,6 +51,7 @@ class AttentionOptions:
 
     head_dim: int
     dtype: Literal["float16", "bfloat16"] = "float16"
+    """Of q, k, v, out and bias. bfloat16 may come as arrays of that dtype, or as its bits in uint16."""
     scale: float | None = None
     """None: 1 / sqrt(head_dim)."""
     causal: bool = False

@@ -472,3 +472,31 @@ def test_the_program_refuses_a_damaged_request(sanitized, tmp_path):
     (tmp_path / "request").write_bytes(b"\x04\0\0\0na")
     done = subprocess.run([sanitized.path, tmp_path / "request", tmp_path / "result"], capture_output=True, check=False)
     assert (done.returncode, b"cut short" in done.stderr) == (2, True)
+
+
+# ---- the folder alone ------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_its_readme_runs_with_nothing_else(tmp_path):
+    folder = source_dir("emulator")
+    text = (folder / "README.md").read_text()
+    code = text.split("```cpp\n")[1].split("```")[0]
+    command = text.split("```\ng++ ")[1].split("\n```")[0]
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "kernel.cu").write_text(code)
+    subprocess.run(["g++", *command.split()], cwd=tmp_path, check=True)
+    library = ctypes.CDLL(str(tmp_path / "libkernel.so"))
+
+    class Params(ctypes.Structure):
+        _fields_ = (("x", ctypes.c_void_p), ("y", ctypes.c_void_p), ("n", ctypes.c_int))
+
+    x, y = np.arange(512, dtype=np.float32), np.zeros(512, np.float32)
+    launch = (ctypes.c_uint32 * 14)(2, 1, 1, 256, 1, 1, 1024)  # grid, block, shared bytes; zeros: in order
+    params, message = Params(x.ctypes.data, y.ctypes.data, 512), ctypes.create_string_buffer(2048)
+    size = ctypes.c_size_t(ctypes.sizeof(params))
+    failed = library.cuda_emulator_run(
+        b"reverse", ctypes.byref(params), size, launch, None, message, ctypes.c_size_t(2048)
+    )
+    assert not failed, message.value
+    assert np.array_equal(y, x.reshape(2, 256)[:, ::-1].ravel())
