@@ -250,7 +250,7 @@ def test_nvrtc_compiles_for(source: str, arch: int, tmp_path: Path) -> None:
 
 
 def test_build_kernels_writes_a_folder_for_each_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "_run_nvcc", lambda compiler, path, arch, flags: f"{path.stem} {arch}".encode())
+    monkeypatch.setattr(compilation, "_run_nvcc", lambda _, path, arch, *rest: f"{path.stem} {arch}".encode())
     able = Compiler("nvcc", "nvcc", (12, 6), (72, 87))
     monkeypatch.setattr(compilation, "compilers", lambda: (able,))
     built = list(build_kernels([72, 87], tmp_path / "out", cache_dir=tmp_path / "cache"))
