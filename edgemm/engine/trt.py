@@ -292,7 +292,10 @@ class TensorRTEngine:
                 raise EngineError(f'TensorRT refused the shape {list(shape)} of the input "{name}".')
             memory = self._memory[name]
             moved |= memory.reserve(math.prod(shape) * memory.dtype.itemsize)
-        missing = context.infer_shapes()
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:
+            raise EngineError(f"These shapes do not go together: {self._loaded.errors}.") from error
         if missing:
             raise EngineError(f"TensorRT does not know the shapes of: {', '.join(missing)}. Compile the plan again.")
         self._computed_sizes = set()

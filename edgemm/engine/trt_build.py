@@ -17,7 +17,7 @@ from edgemm.engine.gpu import Gpu
 from edgemm.engine.targets import Target
 from edgemm.engine.trt_errors import Problem, builder_problems, parser_problems
 from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_log import Log, make_logger
+from edgemm.engine.trt_log import Log, construct, make_logger
 from edgemm.engine.trt_plan import BuildOptions, Plan, PlanKey, PlanLayer, PlanTensor, Profile, ShapeRange
 from edgemm.engine.trt_plugins import Plugins
 from edgemm.engine.trt_timing import TimingCacheFile
@@ -110,9 +110,7 @@ def build_plan(
         plugins.register(flavour)
     trt = flavour.module
     log = make_logger(trt)
-    builder = trt.Builder(log.sink)
-    if builder is None:
-        raise _refused(flavour, builder_problems(log.errors, {}), log)
+    builder = construct(trt.Builder, log, flavour.title)
     network = builder.create_network(_network_flags(flavour, plugins is not None and plugins.ahead_of_time))
     config = builder.create_builder_config()
     _parse(flavour, network, config, model, log, for_dla=options.dla_core is not None)

@@ -13,7 +13,7 @@ from edgemm.engine.gpu import find_gpu, gpu_of
 from edgemm.engine.trt_cache import Host, preflight
 from edgemm.engine.trt_errors import explain, parser_problems
 from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_log import make_logger
+from edgemm.engine.trt_log import construct, make_logger
 from edgemm.engine.trt_plan import Plan
 from edgemm.engine.trt_plugins import Plugins
 from edgemm.errors import EngineError
@@ -136,7 +136,7 @@ class LoadedPlan:
         self._device = device
         trt = flavour.module
         self._log = make_logger(trt)
-        self._runtime = trt.Runtime(self._log.sink)
+        self._runtime = construct(trt.Runtime, self._log, flavour.title)
         gpu = gpu_of(device.info)
         preflight(
             self.plan.key,

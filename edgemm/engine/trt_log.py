@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgemm.engine.trt_errors import explain
+from edgemm.errors import EngineError
+
 
 class Log:
     """What TensorRT said while it worked: `sink` is the logger to hand to it."""
@@ -12,6 +15,16 @@ class Log:
         self.sink: Any = None
         self.errors: list[str] = []
         self.warnings: list[str] = []
+
+
+def construct(kind: Any, log: Log, title: str) -> Any:
+    """Make a Builder or Runtime. Raises EngineError where CUDA cannot be used: the bindings raise a bare TypeError."""
+    try:
+        return kind(log.sink)
+    except TypeError as error:
+        said = explain("start", log.errors[-1]) if log.errors else None
+        reason = f"{said.reason}. {said.remedy}" if said is not None else f"{error}."
+        raise EngineError(f"{title} cannot start: {reason}") from error
 
 
 def make_logger(trt: Any) -> Log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -273,6 +274,19 @@ def test_rtx_compiles_for_what_it_knows() -> None:
         build_plan(trt_graphs.conv(), options, targets.get("orin-nano"), **arguments)  # type: ignore[arg-type]
     with pytest.raises(EngineError, match=r"H100 SXM \(SM90\).*pip install"):
         build_plan(trt_graphs.conv(), options, targets.get("h100"), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("logged", "words"),
+    [
+        ("CUDA initialization failure with error: 35", "the CUDA driver cannot be used here"),
+        ("silently", "factory function returned nullptr"),
+    ],
+)
+def test_a_builder_that_cannot_start_says_why(module: Double, logged: str, words: str) -> None:
+    module._cuda_fails = logged
+    with pytest.raises(EngineError, match=f"cannot start: .*{re.escape(words)}"):
+        build(module)
 
 
 def test_timings_are_kept_by_version_and_device_and_merged(jetson: Double, tmp_path: Path) -> None:

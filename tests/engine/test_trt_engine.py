@@ -319,6 +319,20 @@ def test_outside_its_with_block_the_engine_says_so(rtx: Bench) -> None:
             getattr(loaded, name)
 
 
+def test_shapes_that_do_not_go_together(bench: Bench) -> None:
+    with bench.engine(bench.plan(trt_graphs.conv(1))) as engine:
+        bench.module._shapes_clash = True
+        with pytest.raises(EngineError, match='do not go together: TensorRT says "the double finds'):
+            engine.run({"x": np.ones((1, 3, 8, 8), np.float32)})
+
+
+def test_a_runtime_that_cannot_start_says_why(bench: Bench) -> None:
+    plan = bench.plan(trt_graphs.conv(1))
+    bench.module._cuda_fails = "CUDA initialization failure with error: 35"
+    with pytest.raises(EngineError, match="cannot start: the CUDA driver cannot be used here"):
+        bench.engine(plan).__enter__()
+
+
 def test_another_thread_is_told(rtx: Bench) -> None:
     with rtx.engine(rtx.plan(trt_graphs.conv(1))) as engine, ThreadPoolExecutor(1) as pool:
         step = pool.submit(engine.run, {"x": np.ones((1, 3, 8, 8), np.float32)})

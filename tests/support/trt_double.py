@@ -56,6 +56,8 @@ class Double(ModuleType):
         self._build_steps = 3
         self._shape_inputs = ()
         self._parser_flags = []
+        self._cuda_fails = ""  # what Builder and Runtime log before they fail, or "silently"
+        self._shapes_clash = False
         self._fail_execution = False
         self._uncapturable = False
         self._driver = None  # where steps are enqueued: a HostDriver
@@ -126,9 +128,17 @@ def _get_plugin_registry(module: Double) -> Any:
     return module.IPluginRegistry()
 
 
+def _start(module: Double, logger: Any) -> None:
+    if module._cuda_fails:
+        if module._cuda_fails != "silently":
+            logger.log(module.ILogger.Severity.ERROR, module._cuda_fails)
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+
 class _Builder:
     def __init__(self, logger: Any) -> None:
         self._logger = logger
+        _start(self._module, logger)
 
     def create_network(self, flags: int = 0) -> Any:
         return self._module.INetworkDefinition(flags)
@@ -350,6 +360,7 @@ class _HostMemory:
 class _Runtime:
     def __init__(self, logger: Any) -> None:
         self._logger = self._module._logger = logger
+        _start(self._module, logger)
 
     @property
     def num_DLA_cores(self) -> int:  # TensorRT's name
@@ -478,6 +489,9 @@ class _Context:
 
     def infer_shapes(self) -> list[str]:
         engine = self._engine
+        if self._module._shapes_clash:
+            self._module._logger.log(self._module.ILogger.Severity.ERROR, "the double finds the shapes at odds")
+            raise RuntimeError("shape inference failed")
         return [
             name for name, (_, is_input) in engine._io.items() if is_input and -1 in tuple(self.get_tensor_shape(name))
         ]
