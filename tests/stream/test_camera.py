@@ -189,6 +189,10 @@ def said(device: str, mode: CameraMode | None = None) -> str:
     return str(caught.value)
 
 
+def refuse(path: object, flags: int) -> int:
+    raise PermissionError(13, "Permission denied", path)
+
+
 def test_bad_cameras_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(camera_ffmpeg, "ANSWER_S", 0.5)
     assert "/dev/video99 does not exist" in said("99")
@@ -197,8 +201,11 @@ def test_bad_cameras_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
     locked.touch()
     locked.chmod(0)
     if os.access(locked, os.R_OK):  # root may do everything
-        monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "permission denied. Add yourself to its group" in said(str(locked))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse)
+            assert "permission denied. Add yourself to its group" in said(str(locked))
+    else:
+        assert "permission denied. Add yourself to its group" in said(str(locked))
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()

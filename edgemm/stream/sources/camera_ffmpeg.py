@@ -7,7 +7,6 @@ import os
 import time
 from collections import deque
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from edgemm.errors import SourceError
@@ -152,7 +151,14 @@ class FFmpegReader:
 
 
 def _check_access(path: str) -> None:
-    if not Path(path).exists():
-        raise SourceError(f"{path} does not exist. See which cameras there are: edgemm devices")
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise SourceError(f'{path} may not be opened: permission denied. Add yourself to its group, e.g. "video".')
+    """Open and close the device: FFmpeg's own messages do not tell a missing one from a forbidden one."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} does not exist. See which cameras there are: edgemm devices") from error
+    except PermissionError as error:
+        raise SourceError(
+            f'{path} may not be opened: permission denied. Add yourself to its group, e.g. "video".'
+        ) from error
+    except OSError:
+        return  # whatever else it is, FFmpeg meets it, too, and says so
