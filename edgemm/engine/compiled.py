@@ -102,12 +102,13 @@ def plan_for_device(
             f"{flavour.title} needs an NVIDIA GPU with its driver, and none was found. "
             "Run on the CPU: --engine onnxruntime"
         )
-    target = targets.of_device(gpu.name, gpu.compute_capability)
+    target = targets.of_device(gpu.name, gpu.compute_capability, gpu.memory_bytes)
     entry = bundle.models[model]
     options = options_for(bundle.recipe, model, entry)
     member, digest, data = graph_member(entry.variants[precision])
     key = trt_build.plan_key(flavour, options, target, graph=digest, precision=precision, gpu=gpu)
-    host = Host(flavour.name, flavour.version, gpu.compute_capability, gpu.name, gpu.integrated, target.dla_cores)
+    cores = trt_build.dla_cores(flavour) if options.dla_core is not None else 0
+    host = Host(flavour.name, flavour.version, gpu.compute_capability, gpu.name, gpu.integrated, cores)
     notes: list[str] = []
     for listed in bundle.manifest.plans:
         if listed.model != model or listed.key.get("graph") != digest or listed.key.get("precision") != precision:

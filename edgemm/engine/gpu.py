@@ -17,11 +17,13 @@ class Gpu:
     """"8.7"."""
     integrated: bool = False
     """True where GPU and CPU share their memory (Jetson)."""
+    memory_bytes: int = 0
+    """0 where it is not known."""
 
 
 def gpu_of(info: DeviceInfo) -> Gpu:
     """Return what plans need to know of a device."""
-    return Gpu(info.name, f"{info.arch // 10}.{info.arch % 10}", info.integrated)
+    return Gpu(info.name, f"{info.arch // 10}.{info.arch % 10}", info.integrated, info.memory_bytes)
 
 
 def find_gpu(index: int = 0) -> Gpu | None:

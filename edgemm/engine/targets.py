@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from edgemm.errors import UsageError
@@ -81,8 +82,18 @@ def get(name: str) -> Target:
     )
 
 
-def of_device(name: str, compute_capability: str) -> Target:
-    """Return a target for the GPU at hand: the table's entry of that name, else one with only what is known."""
+def of_device(name: str, compute_capability: str, memory_bytes: int = 0, board: str | None = None) -> Target:
+    """Return a target for the GPU at hand: the table's entry for it, else one with only what is known.
+
+    A Jetson's GPU calls itself "Orin" whatever the module: `board` says more, and is read from the device tree if None.
+    """
+    board = _board() if board is None else board
+    for words, names in _BOARDS:
+        if words in board and TARGETS[names[0]].compute_capability == compute_capability:
+            # The system keeps some of the memory for itself: the module is the smallest that holds what is seen.
+            fitting = [known for known in names if (TARGETS[known].memory_gb or 0) * 1e9 >= memory_bytes]
+            found = (fitting or list(names))[0]
+            return TARGETS.get(f"{found}-super", TARGETS[found]) if "Super" in board else TARGETS[found]
     for target in TARGETS.values():
         if target.title.lower() in name.lower() and target.compute_capability == compute_capability:
             return target
@@ -95,6 +106,25 @@ def of_device(name: str, compute_capability: str) -> Target:
     )
 
 
+def _board() -> str:
+    try:
+        return _DEVICE_TREE.read_text(errors="replace").rstrip("\0")
+    except OSError:
+        return ""
+
+
+_DEVICE_TREE = Path("/proc/device-tree/model")
+"""On a Jetson, e.g. "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"."""
+
+_BOARDS = (
+    # What the device tree says, and the modules of that name, the smallest first.
+    ("AGX Orin", ("agx-orin-32gb", "agx-orin-64gb")),
+    ("Orin NX", ("orin-nx-8gb", "orin-nx-16gb")),
+    ("Orin Nano", ("orin-nano-4gb", "orin-nano-8gb")),
+    ("Thor", ("thor-t4000", "thor-t5000")),
+    ("AGX Xavier", ("agx-xavier",)),
+    ("Xavier NX", ("xavier-nx",)),
+)
 _JETSON_CAPABILITIES = ("7.2", "8.7", "11.0")
 
 _JETPACK_5 = Release("JetPack 5.1", "8.5.2", "11.4", "3.8")

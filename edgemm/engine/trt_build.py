@@ -146,6 +146,11 @@ def build_plan(
     )
 
 
+def dla_cores(flavour: Flavour) -> int:
+    """Return how many DLA cores this TensorRT finds here. Raises EngineError if CUDA cannot be used."""
+    return int(construct(flavour.module.Builder, make_logger(flavour.module), flavour.title).num_DLA_cores)
+
+
 def _capability(flavour: Flavour, target: Target) -> Any:
     name = "SM" + target.compute_capability.replace(".", "")
     known = [member for member in flavour.members("ComputeCapability") if member.startswith("SM")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -71,4 +72,31 @@ def test_the_device_at_hand() -> None:
     unknown = of_device("NVIDIA Future", "13.0")
     assert (unknown.title, unknown.sm, unknown.family) == ("NVIDIA Future", "sm_130", "rtx")
     assert of_device("Orin", "8.7").is_integrated
+
+
+@pytest.mark.parametrize(
+    ("board", "gigabytes", "expected"),
+    [
+        ("NVIDIA Jetson AGX Orin Developer Kit", 61.4, "agx-orin-64gb"),
+        ("NVIDIA Jetson AGX Orin", 29.9, "agx-orin-32gb"),
+        ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", 15.3, "orin-nx-16gb"),
+        ("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super", 7.4, "orin-nano-8gb-super"),
+        ("NVIDIA Jetson Orin Nano Developer Kit", 3.3, "orin-nano-4gb"),
+        ("NVIDIA Jetson Orin NX", 0, "orin-nx-8gb"),
+        ("NVIDIA Jetson Orin NX", 99, "orin-nx-8gb"),
+        ("Some other board", 7.4, "device"),
+    ],
+)
+def test_a_jetson_is_known_by_its_board(board: str, gigabytes: float, expected: str) -> None:
+    assert of_device("Orin", "8.7", int(gigabytes * 1e9), board).name == expected
+
+
+def test_the_board_is_read_from_the_device_tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "model"
+    file.write_bytes(b"NVIDIA Jetson AGX Thor Developer Kit\0")
+    monkeypatch.setattr("edgemm.engine.targets._DEVICE_TREE", file)
+    assert of_device("NVIDIA Thor", "11.0", 122 * 10**9).name == "thor-t5000"
+
+
+def test_others_share_their_memory_too() -> None:
     assert get("dgx-spark").is_integrated

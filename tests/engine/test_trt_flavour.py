@@ -101,9 +101,9 @@ def test_a_machine_without_a_driver_has_no_gpu(monkeypatch: pytest.MonkeyPatch) 
     from host_driver import HostDriver
 
     driver = HostDriver(device="Thor", arch=110, integrated=True)
-    assert gpu_of(driver.info(0)) == Gpu("Thor", "11.0", integrated=True)
+    assert gpu_of(driver.info(0)) == Gpu("Thor", "11.0", integrated=True, memory_bytes=8 << 30)
     monkeypatch.setattr("edgemm.engine.gpu.open_device", lambda index: driver.open())
-    assert find_gpu() == Gpu("Thor", "11.0", integrated=True)
+    assert find_gpu() == Gpu("Thor", "11.0", integrated=True, memory_bytes=8 << 30)
 
     def none(index: int) -> None:
         raise MissingExtraError("CUDA", "kernels", "cuda.bindings")
