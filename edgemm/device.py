@@ -358,7 +358,7 @@ class PyCuda:
 
     def _stream(self, stream: int) -> Any:
         """PyCUDA's object for one of our streams; None for the default one."""
-        if stream == 0:
+        if stream in (0, 1):
             return None
         if stream not in self._objects:
             raise UsageError(
@@ -675,7 +675,10 @@ class Device:
     def __init__(self, driver: Driver, info: DeviceInfo) -> None:
         self._driver = driver
         self._open: list[Buffer | Stream | Event | Module | Graph] = []
+        self._order: Event | None = None
         self.info = info
+        self.capturing = False
+        """True while a stream is being captured."""
 
     @property
     def arch(self) -> int:
@@ -749,12 +752,14 @@ class Device:
         """Record into a graph what is put into `stream` within the `with` block; nothing runs."""
         graph = self._keep(Graph(self._driver))
         self._driver.begin_capture(stream.handle)
+        self.capturing = True
         recorded = False
         try:
             yield graph
             recorded = True
         finally:
             # ended in any case, else the stream stays in capture mode
+            self.capturing = False
             handle = self._driver.end_capture(stream.handle)
             if recorded:
                 graph.handle = handle
@@ -762,10 +767,16 @@ class Device:
                 self._driver.destroy_graph(handle)
 
     def order_after(self, producer: int, consumer: Any) -> None:
-        """Let the stream `consumer` wait for all that is in the stream `producer` now."""
+        """Let the stream `consumer` wait, on the device, for all that is in the stream `producer` now.
+
+        Handles 0 and 1 are both the default stream. One event serves all calls: a wait is for what was recorded then.
+        """
         handle = stream_handle(consumer, self._driver)
-        if producer != handle:
-            self._driver.wait(handle, self.event().record(producer).handle)
+        if producer == handle or {producer, handle} == {0, 1}:
+            return
+        if self._order is None:
+            self._order = self.event()
+        self._driver.wait(handle, self._order.record(producer).handle)
 
     def _keep(self, thing: _Thing) -> _Thing:
         self._open.append(thing)

@@ -180,6 +180,31 @@ def test_a_hop_in_a_graph_is_replayed(gpu: Device) -> None:
     graph.close()
 
 
+class Written:
+    """A buffer that says in which stream it was written."""
+
+    def __init__(self, buffer: Any, stream: int) -> None:
+        self.__cuda_array_interface__ = buffer.__cuda_array_interface__ | {"stream": stream}
+
+
+@on_the_stub
+def test_an_array_is_waited_for_in_the_stream_that_wrote_it(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr(gpu._driver, "wait", lambda stream, event: waited.append(stream))
+    theirs, ours = gpu.stream(), gpu.stream()
+    kernel = LogMelKernel(LogMelOptions(), cuda_runner(gpu))
+    samples, out = gpu.upload(np.zeros((1, 400), np.float32)), gpu.empty((1, 1, 80), np.float32)
+    kernel(Written(samples, theirs.handle), out, stream=ours)
+    assert waited == [ours.handle]
+    kernel(Written(samples, ours.handle), out, stream=ours)
+    kernel(Written(samples, 1), out)  # the default stream, by its other name
+    kernel(samples, out, stream=ours)
+    if gpu.backend == "cuda-bindings":
+        with gpu.capture(ours):
+            kernel(Written(samples, theirs.handle), out, stream=ours)
+    assert waited == [ours.handle]
+
+
 @on_the_stub
 def test_a_capture_that_fails_leaves_the_stream_usable(gpu: Device) -> None:
     if gpu.backend == "pycuda":

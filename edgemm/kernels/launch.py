@@ -210,6 +210,8 @@ class CudaRunner:
     """Runs kernels on a CUDA device; compiles each source on its first use, or takes it from the cache.
 
     Launches are asynchronous and can be captured in a graph, once every source has been used (or `prepare`d) before.
+    An array that says in which stream it was written (`__cuda_array_interface__`, version 3) is waited for, on the
+    device; not in a capture, where that stream's work is no part of the graph.
     """
 
     def __init__(self, device: Device, *, compiler: Compiler | None = None, cache_dir: Path | None = None) -> None:
@@ -217,6 +219,7 @@ class CudaRunner:
         self._compiler = compiler
         self._cache_dir = cache_dir
         self._modules: dict[str, Module] = {}
+        self._producers: set[int] = set()
 
     def prepare(self, source: str) -> Module:
         """Compile and load `source`, if that has not been done. Raises KernelError if it cannot be compiled."""
@@ -229,6 +232,8 @@ class CudaRunner:
     def view(self, array: Any, what: str) -> View:
         """Look at an array with `__cuda_array_interface__` or DLPack."""
         seen = array_view(array, what, device=self.device)
+        if seen.stream is not None:
+            self._producers.add(seen.stream)
         strides = seen.strides or contiguous_strides(seen.shape, seen.dtype.itemsize)
         return View(what, seen.pointer, seen.shape, seen.dtype, strides, seen.owner, seen.writable)
 
@@ -255,4 +260,8 @@ class CudaRunner:
         stream: Any = None,
     ) -> None:
         """Start `kernel`, without waiting. Raises DeviceError if the driver refuses the launch."""
+        while self._producers:
+            producer = self._producers.pop()
+            if not self.device.capturing:
+                self.device.order_after(producer, stream)
         self.prepare(source).launch(kernel, params, grid=grid, block=block, shared_bytes=shared_bytes, stream=stream)

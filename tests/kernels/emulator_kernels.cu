@@ -118,6 +118,24 @@ EDGEMM_KERNEL(matrix_product_int8, IO, 32) {
 }
 #endif
 
+// A lane runs ahead to the barrier after: what the others have not yet read it writes. mode 1: with the barrier that is missing;
+// n: block barriers instead of those of the warp.
+EDGEMM_KERNEL(ahead, IO, 32) {
+  EDGEMM_DYNAMIC_SHARED(raw);
+  float* const shared = reinterpret_cast<float*>(raw);
+  const auto barrier = [&] {
+    if (p.n)
+      __syncthreads();
+    else
+      __syncwarp();
+  };
+  barrier();
+  shared[threadIdx.x] = 1.0f;
+  if (p.mode == 1) barrier();
+  static_cast<float*>(p.out)[threadIdx.x] = shared[threadIdx.x ^ 1];
+  barrier();
+}
+
 EDGEMM_KERNEL(fresh_shared, IO, 32) {
   EDGEMM_DYNAMIC_SHARED(raw);
   float* const shared = reinterpret_cast<float*>(raw);

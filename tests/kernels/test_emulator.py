@@ -439,6 +439,16 @@ def test_a_race_between_blocks_of_any_size_is_seen(sanitized, threads):
         run(sanitized, "blocks_write", None, out, grid=(12,), block=(threads,), mode=1)
 
 
+@pytest.mark.parametrize("of_block", [0, 1], ids=["warp", "block"])
+def test_a_lane_that_runs_ahead_to_the_next_barrier_hides_no_race(sanitized, of_block):
+    out = np.zeros(32, np.float32)
+    run(sanitized, "ahead", None, out, shared=128, n=of_block, mode=1)
+    assert (out == 1).all()
+    if sanitized.sanitizer == "thread":
+        with pytest.raises(emulate.LaunchError, match="data race"):
+            run(sanitized, "ahead", None, out, shared=128, n=of_block, mode=0)
+
+
 @pytest.mark.parametrize("block_order", ["forward", "reversed"])
 def test_correct_kernels_are_clean(sanitized, block_order):
     given, out = np.arange(2 * 96, dtype=np.float32), np.zeros(2 * 96, np.float32)

@@ -1,7 +1,7 @@
 """Runs the kernel tests on a GPU: with `EDGEMM_TEST_RUNNER=device`, `EmulatorRunner()` in a test is this.
 
-The tests hand over numpy arrays; each is copied to the device when a kernel looks at it, and back after the launch. What
-is about the emulator itself (thread orders, sanitizers) is skipped.
+The tests hand over numpy arrays; each is copied to the device when a kernel looks at it, and back after the launch.
+What is about the emulator itself (thread orders, sanitizers) is skipped.
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ class DeviceTestRunner:
         stream: Any = None,
     ) -> None:
         """Run `kernel` to its end, and copy back what it may have written."""
-        self.cuda.launch(
-            source, kernel, params, grid=grid, block=block, shared_bytes=shared_bytes, stream=stream
-        )
+        self.cuda.launch(source, kernel, params, grid=grid, block=block, shared_bytes=shared_bytes, stream=stream)
         device()._driver.synchronize(0)
         for address, (reference, buffer) in list(self._copies.items()):
             whole = reference()
