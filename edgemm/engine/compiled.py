@@ -28,6 +28,8 @@ class Found:
     origin: str
     """"bundle", "cache" or "built"."""
     notes: tuple[str, ...] = ()
+    weights: bytes | None = None
+    """The graph, where the plan was compiled without weights and takes them from it."""
 
 
 def options_for(recipe: Recipe, model: str, entry: ModelEntry) -> BuildOptions:
@@ -110,6 +112,7 @@ def plan_for_device(
     cores = trt_build.dla_cores(flavour) if options.dla_core is not None else 0
     host = Host(flavour.name, flavour.version, gpu.compute_capability, gpu.name, gpu.integrated, cores)
     notes: list[str] = []
+    weights = bundle.read(member) if options.strip_weights and data is None else None
     for listed in bundle.manifest.plans:
         if listed.model != model or listed.key.get("graph") != digest or listed.key.get("precision") != precision:
             continue
@@ -118,7 +121,7 @@ def plan_for_device(
         except EngineError as error:
             notes.append(str(error))
             continue
-        return Found(trt_plan.read_plan(bundle.read(listed.file)), "bundle")
+        return Found(trt_plan.read_plan(bundle.read(listed.file)), "bundle", tuple(notes), weights)
 
     def build() -> Plan:
         if tell is not None:
@@ -132,7 +135,7 @@ def plan_for_device(
 
     kept = PlanCache().get_or_build(key, build, waiting)
     preflight(kept.plan.key, host)
-    return Found(kept.plan, kept.origin, (*notes, *kept.notes))
+    return Found(kept.plan, kept.origin, (*notes, *kept.notes), weights)
 
 
 def extracted(bundle: Bundle, member: str, data: str, digest: str) -> Path:

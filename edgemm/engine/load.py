@@ -95,7 +95,8 @@ def _tensorrt(
         return None
     found = compiled.plan_for_device(bundle, model, precision, flavour, gpu=gpu, tell=tell)
     states = bundle.models[model].states
-    return TensorRTEngine(found.plan, states, flavour=flavour, profile_layers=profile_layers), found.notes
+    loaded = TensorRTEngine(found.plan, states, flavour=flavour, profile_layers=profile_layers, weights=found.weights)
+    return loaded, found.notes
 
 
 def _graph(bundle: Bundle, variant: Variant) -> bytes | Path:
