@@ -14,8 +14,10 @@ from host_driver import HostDriver
 from onnx import ModelProto, TensorProto, helper
 from require import require
 
-from edgemm.engine import targets, trt_flavour
-from edgemm.engine.gpu import find_gpu
+import edgemm
+from edgemm import bundle
+from edgemm.engine import compiled, targets, trt_flavour
+from edgemm.engine.gpu import Gpu, find_gpu
 from edgemm.engine.trt import TensorRTEngine
 from edgemm.engine.trt_build import Progress, TensorRTRefused, build_plan, plan_key
 from edgemm.engine.trt_cache import Host, PlanCache, preflight
@@ -295,6 +297,19 @@ def test_a_plugin_whose_kernel_does_not_exist_is_refused_by_the_builder() -> Non
             attribute.i = 7
     with pytest.raises(EngineError):
         build(ops.without_bodies(proto).SerializeToString(), plugins=OwnPlugins())
+
+
+def test_a_bundle_brings_its_plan_and_another_gpu_gets_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEMM_CACHE", str(tmp_path / "cache"))
+    edgemm.build(DEMO / "recipe.toml", tmp_path / "demo.edgemm", precision="fp32", target="rtx-sm86")
+    opened = bundle.open(tmp_path / "demo.edgemm")
+    ampere, ada = Gpu("NVIDIA GeForce RTX 3090", "8.6"), Gpu("NVIDIA GeForce RTX 4090", "8.9")
+    assert compiled.plan_for_device(opened, "av", "fp32", FLAVOUR, gpu=ampere).origin == "bundle"
+    other = compiled.plan_for_device(opened, "av", "fp32", FLAVOUR, gpu=ada)
+    assert other.origin == "built"
+    assert "targets sm_86" in other.notes[0]
+    assert "this device is sm_89" in other.notes[0]
+    assert compiled.plan_for_device(opened, "av", "fp32", FLAVOUR, gpu=ada).origin == "cache"
 
 
 def test_the_demo_is_compiled_in_fp32_and_fp16() -> None:
