@@ -141,8 +141,8 @@ class PlanCache:
         """Return the plan, or None if there is none. A damaged entry is removed, and EngineError says why."""
         path = self.path(key)
         try:
-            _refuse_foreign(self.folder)
-            _refuse_foreign(path)
+            refuse_foreign(self.folder)
+            refuse_foreign(path)
             content = path.read_bytes()
         except FileNotFoundError:
             return None
@@ -279,7 +279,7 @@ class PlanCache:
                 f"Cannot make the plan cache {self.folder}: {error.strerror}. "
                 "Set EDGEMM_CACHE to a folder that you can write."
             ) from error
-        _refuse_foreign(self.folder)
+        refuse_foreign(self.folder)
 
 
 def _remove(file: Path) -> int:
@@ -291,7 +291,8 @@ def _remove(file: Path) -> int:
     return size
 
 
-def _refuse_foreign(path: Path) -> None:
+def refuse_foreign(path: Path) -> None:
+    """Raise EngineError if another user owns `path` or could have written it."""
     info = path.stat()
     if info.st_uid not in (os.getuid(), 0) or (info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX):
         raise EngineError(

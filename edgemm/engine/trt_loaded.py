@@ -7,12 +7,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from edgemm import cache
 from edgemm.device import Device, open_device
 from edgemm.engine import trt_flavour
 from edgemm.engine.gpu import find_gpu, gpu_of
 from edgemm.engine.trt_cache import Host, preflight
 from edgemm.engine.trt_errors import explain, parser_problems
 from edgemm.engine.trt_flavour import Flavour
+from edgemm.engine.trt_jit import JitCache
 from edgemm.engine.trt_log import construct, make_logger
 from edgemm.engine.trt_plan import Plan
 from edgemm.engine.trt_plugins import Plugins
@@ -41,6 +43,9 @@ class LoadedPlan:
         self._weights = weights
         self._open_device = open_device
         self._users = 0
+        self._jit: JitCache | None = None
+        self.notes: list[str] = []
+        """Sentences for the user about what was not done."""
         self._device: Device | None = None
         self._flavour: Flavour | None = None
         self._engine: Any = None
@@ -94,7 +99,8 @@ class LoadedPlan:
 
     def create_context(self) -> Any:
         """Return a new `IExecutionContext`. Raises EngineError if its memory cannot be had."""
-        context = self.engine.create_execution_context()
+        config = self._jit.config_for(self.engine) if self._jit is not None else None
+        context = self.engine.create_execution_context(*(() if config is None else (config,)))
         if context is None:
             raise EngineError(
                 f"{self.flavour.title} cannot make an execution context: {self.errors}. "
@@ -138,6 +144,8 @@ class LoadedPlan:
         self._log = make_logger(trt)
         self._runtime = construct(trt.Runtime, self._log, flavour.title)
         gpu = gpu_of(device.info)
+        # A plan for "any" GPU of a capability is finished differently on each.
+        self._jit = JitCache(cache.folder("jit") / f"{self.plan.key.id}-{_word(gpu.name)}")
         preflight(
             self.plan.key,
             Host(
@@ -165,12 +173,22 @@ class LoadedPlan:
             self.refit(self._weights)
 
     def _unload(self) -> None:
+        if self._jit is not None:
+            try:
+                self._jit.save()
+            except EngineError as error:
+                self.notes.append(str(error))
+            self._jit = None
         # In this order: TensorRT's objects free device memory when they go.
         self._engine = None
         self._runtime = None
         if self._device is not None:
             self._device.__exit__(None, None, None)
             self._device = None
+
+
+def _word(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
 
 
 def _not_entered() -> EngineError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -317,6 +318,32 @@ def test_outside_its_with_block_the_engine_says_so(rtx: Bench) -> None:
     for name in ("device", "flavour", "engine"):
         with pytest.raises(EngineError, match="not loaded"):
             getattr(loaded, name)
+
+
+def test_kernels_compiled_on_the_device_are_kept(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only TensorRT for RTX compiles on the device; the others have no such cache and are not asked for one."""
+    monkeypatch.setenv("EDGEMM_CACHE", str(tmp_path))
+    plan = bench.plan(trt_graphs.conv(1))
+    x = {"x": np.ones((1, 3, 8, 8), np.float32)}
+    for damage in (None, None, b"cut", None, 0o777, None):
+        with bench.engine(plan) as engine:
+            engine.run(x)
+        for file in (tmp_path / "jit").glob("*"):
+            if isinstance(damage, bytes):
+                file.write_bytes(damage)
+            file.parent.chmod(damage if isinstance(damage, int) else 0o700)
+    # compiled, taken, taken and then damaged: compiled, taken and then another's: compiled
+    expected = [False, True, True, False, True, False]
+    assert bench.module._jit_hits == (expected if bench.flavour.name == "tensorrt-rtx" else [])
+
+
+def test_kernels_that_cannot_be_kept_are_a_note(rtx: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGEMM_CACHE", str(tmp_path / "file"))
+    loaded = LoadedPlan(rtx.plan(trt_graphs.conv(1)), flavour=rtx.flavour, open_device=rtx.driver.open)
+    with loaded, TensorRTEngine(loaded):
+        pass
+    assert "were not kept" in loaded.notes[0]
 
 
 def test_shapes_that_do_not_go_together(bench: Bench) -> None:

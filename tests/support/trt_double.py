@@ -56,6 +56,7 @@ class Double(ModuleType):
         self._build_steps = 3
         self._shape_inputs = ()
         self._parser_flags = []
+        self._jit_hits = []  # for each context, whether its kernels were compiled already
         self._cuda_fails = ""  # what Builder and Runtime log before they fail, or "silently"
         self._shapes_clash = False
         self._fail_execution = False
@@ -431,6 +432,10 @@ class _Engine:
         return list(self._profiles[profile].get(name, (shape,) * 3)) if self._profiles else [shape] * 3
 
     def create_execution_context(self, config: Any = None) -> Any:
+        jit = vars(config).get("_cache") if config is not None else None
+        if jit is not None:
+            self._module._jit_hits.append(b"kernels" in jit._content)
+            jit._content = b"kernels"
         return self._module.IExecutionContext(self)
 
     def create_runtime_config(self) -> Any:
@@ -443,6 +448,25 @@ class _Engine:
 class _RuntimeConfig:
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self._strategy = strategy
+
+    def create_runtime_cache(self) -> Any:
+        return self._module.IRuntimeCache()
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self._cache = cache
+        return True
+
+
+class _RuntimeCache:
+    def __init__(self) -> None:
+        self._content = b""
+
+    def deserialize(self, content: bytes) -> bool:
+        self._content = content
+        return content != b"refused"
+
+    def serialize(self) -> Any:
+        return self._module.IHostMemory(self._content)
 
 
 class _Inspector:
@@ -663,6 +687,7 @@ _BEHAVIOURS: dict[str, type] = {
     "Runtime": _Runtime,
     "ICudaEngine": _Engine,
     "IRuntimeConfig": _RuntimeConfig,
+    "IRuntimeCache": _RuntimeCache,
     "EngineInspector": _Inspector,
     "IExecutionContext": _Context,
     "IPluginRegistry": _Registry,
