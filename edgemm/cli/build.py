@@ -147,4 +147,7 @@ def kernels(
     from edgemm.cli.build_kernels import DEFAULT_ARCHES, build_kernels
 
     for built in build_kernels(arch or DEFAULT_ARCHES, output):
-        typer.echo(f"{built.path}  {built.size_bytes} bytes, by {built.compiler}")
+        if built.path is None:
+            typer.echo(f"{built.source}: left out, sm_{built.arch} lacks what it needs")
+        else:
+            typer.echo(f"{built.path}  {built.size_bytes} bytes, by {built.compiler}")

@@ -118,10 +118,13 @@ def peers(
 def figures(bench: Bench) -> list[str]:
     """How the fastest peer compares, for each case that has one: in the stream."""
     lines = []
-    for case in dict.fromkeys(row.case for row in bench.rows if row.case.startswith("attention")):
-        rows = {row.candidate: row.stream for row in bench.rows if row.case == case and row.stream}
+    for case in bench.cases("attention"):
+        rows = bench.times(case)
         others = {name: time.median_us for name, time in rows.items() if name != "edgemm"}
         if others and "edgemm" in rows:
             best = min(others, key=lambda name: others[name])
-            lines.append(f"{case}: {others[best] / rows['edgemm'].median_us:.2f}x the best peer ({best})")
+            queries, keys = (int(word.rstrip(",")) for word in case.split()[1:4:2])
+            aim = AIM_SHORT if queries <= 64 or keys <= 512 else AIM_LONG
+            ratio = others[best] / rows["edgemm"].median_us
+            lines.append(f"{case}: {ratio:.2f}x the best peer ({best}); aim {aim}x")
     return lines

@@ -70,6 +70,16 @@ def run(bench: Bench, *, small: bool = False) -> None:
     )
 
 
+def figures(bench: Bench) -> list[str]:
+    """How near the kernel comes to a copy of as many bytes."""
+    lines = []
+    for row in bench.rows:
+        if row.candidate == "edgemm" and row.stream and (row.case.startswith(("frame", "8 faces"))):
+            part = row.moved_bytes / bench.bytes_per_us / row.stream.median_us
+            lines.append(f"{row.case}: {part:.0%} of the speed of a copy; aim {AIM_OF_COPY:.0%}")
+    return lines
+
+
 def torch_resize(bench: Bench, case: str, pixels: Any, options: ImageOptions, moved: float) -> None:
     """The same with torch: permute, float, interpolate, scale."""
     torch = bench.optional("torch", "pip install torch, for the peers")

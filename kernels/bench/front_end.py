@@ -72,6 +72,21 @@ def run(bench: Bench, *, small: bool = False) -> None:
     )
 
 
+def figures(bench: Bench) -> list[str]:
+    """How the fastest torchaudio compares in a batch, and what a hop takes in a graph."""
+    lines = []
+    for case in bench.cases("log-mel"):
+        rows = bench.times(case)
+        peers = [time.median_us for name, time in rows.items() if name.startswith("torchaudio")]
+        if peers and "edgemm" in rows:
+            ratio = min(peers) / rows["edgemm"].median_us
+            lines.append(f"{case}: {ratio:.1f}x torchaudio; aim {AIM_BATCH:.0f}x")
+    for row in bench.rows:
+        if row.candidate == "edgemm stream" and row.graph:
+            lines.append(f"{row.case}: {row.graph.median_us:.1f} us in a graph; aim below {AIM_HOP_US:.0f} us")
+    return lines
+
+
 def check(found: Any, reference: Any, bench: Bench, name: str) -> None:
     """Note a candidate whose features are not those of float64: its time is then of something else."""
     worst = float(np.max(np.abs(found - reference)))

@@ -42,6 +42,7 @@ class Row:
     graph: Time | None
     floor_us: float
     floor_of: str
+    moved_bytes: float
     note: str = ""
 
 
@@ -102,9 +103,17 @@ class Bench:
             in_graph = self._time(graph) if graph else self._time_graph(work)
         except (EdgemmError, RuntimeError) as error:
             note = f"no graph: {str(error).splitlines()[0][:80]}"
-        self.rows.append(Row(case, candidate, in_stream, in_graph, floor_us, floor_of, note))
+        self.rows.append(Row(case, candidate, in_stream, in_graph, floor_us, floor_of, moved_bytes, note))
         shown = f"{in_stream.median_us:.1f}/{in_stream.p99_us:.1f} us"
         print(f"{case:45} {candidate:28} {shown:18} floor {floor_us:.1f} ({floor_of})", flush=True)
+
+    def times(self, case: str) -> dict[str, Time]:
+        """The candidates' times in the stream."""
+        return {row.candidate: row.stream for row in self.rows if row.case == case and row.stream}
+
+    def cases(self, start: str) -> list[str]:
+        """The cases whose names start so, in order."""
+        return list(dict.fromkeys(row.case for row in self.rows if row.case.startswith(start)))
 
     def _time(self, work: Work) -> Time:
         for _ in range(self.warm_up):

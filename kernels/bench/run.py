@@ -111,7 +111,7 @@ def run(device: Any, arguments: argparse.Namespace) -> tuple[list[str], dict[str
         f"An empty launch takes {bench.launch_us:.1f} us, a copy moves {bench.bytes_per_us / 1e3:.0f} GB/s.",
         "\n".join(f"- {name}: {result}" for name, result in proofs.items()),
         table(bench.rows),
-        "\n".join(attention.figures(bench)),
+        "\n".join(f"- {line}" for part in (front_end, frames, attention) for line in part.figures(bench)),
         "Missing:\n" + "\n".join(f"- {line}" for line in bench.missing) if bench.missing else "",
     ]
     report = {**bench.report(), "proofs": proofs, "failed": failed}
