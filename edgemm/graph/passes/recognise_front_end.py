@@ -184,52 +184,56 @@ def _is_pointwise(node: NodeProto) -> bool:
     return kernel == [1] and walk.attribute(node, "group", 1) == 1 and walk.attribute(node, "strides", [1]) == [1]
 
 
-def _spectrum(name: str, known: Known) -> tuple[list[str], int, list[NodeProto]] | None:
-    """The values whose squares add up to a power spectrum, the power (1 or 2), and Transposes on the way; else None."""
-    producer = known.links.producer
-    transposes: list[NodeProto] = []
-    power = 2
-    node = producer.get(name)
-    while node is not None:
-        if walk.is_standard(node, "Transpose"):
-            transposes.append(node)
-        elif walk.is_standard(node, "Sqrt") and power == 2:
-            power = 1
-        elif not walk.is_standard(node, "Identity"):
-            break
-        node = producer.get(node.input[0])
+def _spectrum(name: str, known: Known) -> tuple[list[str], Literal[1, 2]] | None:
+    """The values whose squares add up to a power spectrum, and the power of it that `name` is; None if it is none."""
+    node = _maker(name, known)
+    if node is not None and walk.is_standard(node, "Sqrt"):
+        values = _sum_of_squares(_maker(node.input[0], known), known)
+        return (values, 1) if values is not None else None
+    if node is not None and walk.is_standard(node, "ReduceL2"):
+        return [node.input[0]], 1
+    root = _squared(node, known)
+    inner = _maker(root, known) if root is not None else None
+    if inner is not None and walk.is_standard(inner, "ReduceL2"):
+        return [inner.input[0]], 2
+    if inner is not None and walk.is_standard(inner, "Sqrt"):
+        node = _maker(inner.input[0], known)
+    values = _sum_of_squares(node, known)
+    return (values, 2) if values is not None else None
+
+
+def _maker(name: str, known: Known) -> NodeProto | None:
+    """The node that makes a value, seen through changes of layout."""
+    node = known.links.producer.get(name)
+    while node is not None and walk.is_standard(node, "Identity", "Transpose"):
+        node = known.links.producer.get(node.input[0])
+    return node
+
+
+def _sum_of_squares(node: NodeProto | None, known: Known) -> list[str] | None:
     if node is None:
         return None
-    squared = _squared(node, known) if walk.is_standard(node, "Pow", "Mul") else None
-    inner = producer.get(squared) if squared is not None else None
-    if inner is not None and walk.is_standard(inner, "ReduceL2") and power == 2:
-        return [inner.input[0]], 2, transposes
-    if inner is not None and walk.is_standard(inner, "Sqrt") and power == 2:
-        node = producer.get(inner.input[0])
-        if node is None:
-            return None
-    if walk.is_standard(node, "ReduceL2"):
-        return ([node.input[0]], 1, transposes) if power == 2 else None
     if walk.is_standard(node, "ReduceSumSquare"):
-        return [node.input[0]], power, transposes
-    parts = [node.input[0]] if walk.is_standard(node, "ReduceSum") else list(node.input)
+        return [node.input[0]]
     if not walk.is_standard(node, "ReduceSum", "Add"):
         return None
     values = []
-    for part in parts:
-        maker = producer.get(part)
+    for part in [node.input[0]] if node.op_type == "ReduceSum" else node.input:
+        maker = _maker(part, known)
         while maker is not None and walk.is_standard(maker, "Slice", "Squeeze", "Gather", "Split"):
             # The squares of all parts at once, cut apart afterwards.
-            maker = producer.get(maker.input[0])
-        value = _squared(maker, known) if maker is not None and walk.is_standard(maker, "Pow", "Mul") else None
+            maker = _maker(maker.input[0], known)
+        value = _squared(maker, known)
         if value is None:
             return None
         values.append(value)
-    return list(dict.fromkeys(values)), power, transposes
+    return list(dict.fromkeys(values))
 
 
-def _squared(node: NodeProto, known: Known) -> str | None:
+def _squared(node: NodeProto | None, known: Known) -> str | None:
     """The value that a node squares, or None."""
+    if node is None or not walk.is_standard(node, "Mul", "Pow"):
+        return None
     if node.op_type == "Mul" and node.input[0] == node.input[1]:
         return str(node.input[0])
     if node.op_type == "Pow" and known.scalar(node.input[1]) == 2.0:
@@ -272,17 +276,16 @@ class _Found:
     samples: str = ""
     out: str = ""
     last: NodeProto = field(default_factory=NodeProto)
-    power: int = 2
+    power: Literal[1, 2] = 2
     upstream: list[NodeProto] = field(default_factory=list)
     """The nodes from the samples to the power spectrum, in order."""
-    constants: list[TensorProto] = field(default_factory=list)
 
     def options(self) -> LogMelOptions:
         """Return the options that compute the same. Raises _NoMatchError with what did not match."""
         spectrum = _spectrum(self.bands.power, self.known)
         if spectrum is None:
             raise _NoMatchError("what it weighs is no power spectrum")
-        values, self.power, _ = spectrum
+        values, self.power = spectrum
         self._trace(values)
         base = self._mel(self._tail())
         signals = self._signals()
@@ -421,7 +424,7 @@ class _Found:
             fft_size=2 * (bins - 1),
             window_samples=2 * (bins - 1),
             n_mels=count,
-            power=1 if self.power == 1 else 2,
+            power=self.power,
             log="none",
         )
         if tail.logarithm:
@@ -548,9 +551,9 @@ class _Found:
                 if table is None or table.dtype.kind != "f":
                     continue
                 sizes = {size for size in table.shape if 2 <= size <= fft}
-                if table.ndim == 1 and len(table) == fft:
-                    used = np.flatnonzero(table)
-                    # A window in the middle of zeros; a periodic one begins with a zero of its own.
+                if table.ndim and table.shape[-1] == fft:
+                    used = np.flatnonzero(table.reshape(-1, fft).any(axis=0))
+                    # A window in the middle of zeros; a window may begin and end with a zero of its own.
                     sizes |= {len(used) + more for more in (0, 1, 2) if len(used) and len(used) + more <= fft}
                 yield from sizes
 

@@ -109,28 +109,24 @@ def test_the_demo_model() -> None:
 @pytest.mark.parametrize(
     "scores",
     [
-        f"s = MatMul(q, t) z = Mul(s, c) {{c}} p = Softmax <axis = -1> (z)",  # noqa: F541
-        "m = Mul(q, c) {c} s = MatMul(m, t) p = Softmax <axis = 3> (s)",
-        "m = Mul(c, t) {c} s = MatMul(q, m) p = Softmax <axis = -1> (s)",
-        "s = MatMul(q, t) z = Div(s, d) {d} p = Softmax <axis = -1> (z)",
-        "m = Div(q, r) {r} n = Div(t, r) s = MatMul(m, n) p = Softmax <axis = -1> (s)",
-        "s = MatMul(q, t) h = Shape(q) w = Gather <axis = 0> (h, i) {i} f = Cast <to = 1> (w) g = Sqrt(f) "
+        "s = MatMul(q, t) z = Mul(s, c) p = Softmax <axis = -1> (z)",
+        "m = Mul(q, c) s = MatMul(m, t) p = Softmax <axis = 3> (s)",
+        "m = Mul(c, t) s = MatMul(q, m) p = Softmax <axis = -1> (s)",
+        "s = MatMul(q, t) z = Div(s, d) p = Softmax <axis = -1> (z)",
+        "m = Div(q, r) n = Div(t, r) s = MatMul(m, n) p = Softmax <axis = -1> (s)",
+        "s = MatMul(q, t) h = Shape(q) w = Gather <axis = 0> (h, i) f = Cast <to = 1> (w) g = Sqrt(f) "
         "z = Div(s, g) p = Softmax <axis = -1> (z)",
+        "c0 = Constant <value_float = 0.17677669> () c1 = Identity(c0) s = MatMul(q, t) z = Mul(s, c1) "
+        "z1 = Identity(z) p0 = Softmax <axis = -1> (z1) p = Identity(p0)",
+        "e = Constant <value_float = -0.5> () h = Shape <start = 3> (q) f = Cast <to = 1> (h) g = Pow(f, e) "
+        "s = MatMul(q, t) z = Mul(g, s) p = Softmax <axis = -1> (z)",
+        "h = Shape(q) b = Constant <value_ints = [3]> () e = Constant <value_ints = [4]> () w = Slice(h, b, e) "
+        "f = Cast <to = 1> (w) g0 = Sqrt(f) g = Reciprocal(g0) s = MatMul(q, t) z = Mul(g, s) p = Softmax <axis = -1> (z)",
     ],
 )
 def test_the_scale_wherever_it_stands(scores: str) -> None:
-    constants = {
-        "{c}": f"c = Constant <value = float {{{SCALE}}}> ()",
-        "{d}": f"d = Constant <value = float {{{1 / SCALE}}}> ()",
-        "{r}": f"r = Constant <value = float {{{SCALE**-0.5}}}> ()",
-        "{i}": "i = Constant <value = int64 {3}> ()",
-    }
-    first = ""
-    for key, text in constants.items():
-        if key in scores or "{" + key + "}" in scores:
-            first += text + " "
-            scores = scores.replace("{" + key + "}", "").replace(key, "")
-    check_fused(f"({INPUTS}) => {OUT} {{ {first} {TRANSPOSED} {scores} y = MatMul(p, v) }}")
+    constants = f"<float c = {{{SCALE}}}, float d = {{{1 / SCALE}}}, float r = {{{SCALE**-0.5}}}, int64 i = {{3}}>"
+    check_fused(f"({INPUTS}) => {OUT} {constants} {{ {TRANSPOSED} {scores} y = MatMul(p, v) }}")
 
 
 def test_no_scale_at_all() -> None:
