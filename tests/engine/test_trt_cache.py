@@ -7,7 +7,9 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +79,39 @@ def test_two_processes_at_once_give_one_build(tmp_path: Path) -> None:
         "cache 100000",
         "waiting",
     ]
+
+
+def test_two_threads_at_once_give_one_build(cache: PlanCache) -> None:
+    started, waiting = threading.Event(), threading.Event()
+
+    def build() -> Plan:
+        started.set()
+        assert waiting.wait(30)
+        return PLAN
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.get_or_build, KEY, build)
+        assert started.wait(30)
+        second = pool.submit(cache.get_or_build, KEY, forbidden, waiting.set)
+        assert (first.result().origin, second.result().origin) == ("built", "cache")
+
+
+def test_a_lock_that_was_deleted_while_it_was_waited_for_is_taken_anew(tmp_path: Path) -> None:
+    lock = tmp_path / "a.lock"
+    waiting, entered = threading.Event(), threading.Event()
+
+    def wait_for_it() -> None:
+        with locked(lock, waiting.set):
+            assert lock.exists()
+            entered.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(lock):
+            late = pool.submit(wait_for_it)
+            assert waiting.wait(30)
+            lock.unlink()
+        late.result()
+    assert entered.is_set()
 
 
 def test_kill_9_in_a_build_leaves_no_trace(tmp_path: Path, cache: PlanCache) -> None:

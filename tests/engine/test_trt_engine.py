@@ -353,6 +353,51 @@ def test_shapes_that_do_not_go_together(bench: Bench) -> None:
             engine.run({"x": np.ones((1, 3, 8, 8), np.float32)})
 
 
+def test_a_plan_for_the_dla_runs_on_its_core() -> None:
+    bench = Bench("10.3")
+    bench.module._dla_cores = 2
+    plan = bench.plan(trt_graphs.conv(1), dla_core=1)
+    with LoadedPlan(plan, flavour=bench.flavour, open_device=bench.driver.open) as loaded:
+        assert loaded._runtime.DLA_core == 1
+    bench.module._dla_cores = 1
+    with pytest.raises(EngineError, match="uses DLA core 1, this device has 1 DLA cores"), bench.engine(plan):
+        pass
+
+
+def test_plugins_are_registered_before_their_plan_is_loaded(bench: Bench) -> None:
+    class Known:
+        digest = "d1g35t"
+        ahead_of_time = False
+        times = 0
+
+        def register(self, flavour: Flavour) -> None:
+            self.times += 1
+
+    plan = bench.plan(trt_graphs.conv(1))
+    plan = replace(plan, key=replace(plan.key, plugins="d1g35t"))
+    plugins = Known()
+    with bench.engine(plan, plugins=plugins):
+        assert plugins.times == 1
+    with pytest.raises(EngineError, match="plugins in version d1g35t, here is none"), bench.engine(plan):
+        pass
+
+
+def test_a_plan_that_cannot_be_refitted_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.module.ICudaEngine, "refittable", False)
+    with (
+        LoadedPlan(bench.plan(trt_graphs.conv(1)), flavour=bench.flavour, open_device=bench.driver.open) as loaded,
+        pytest.raises(EngineError, match=r"cannot be refitted. Compile it again with refit=True"),
+    ):
+        loaded.refit(trt_graphs.conv(1))
+
+
+def test_a_context_that_cannot_be_made_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.module.ICudaEngine, "create_execution_context", lambda self, config=None: None)
+    with pytest.raises(EngineError, match="cannot make an execution context"):
+        bench.engine(bench.plan(trt_graphs.conv(1))).__enter__()
+    assert not bench.driver.memory
+
+
 def test_a_runtime_that_cannot_start_says_why(bench: Bench) -> None:
     plan = bench.plan(trt_graphs.conv(1))
     bench.module._cuda_fails = "CUDA initialization failure with error: 35"
