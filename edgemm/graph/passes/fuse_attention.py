@@ -458,7 +458,10 @@ class _Emitter:
         return steps
 
     def _bias(self, biases: Sequence[Bias], rank: int, compute: str) -> str:
-        """All biases as one value of four dimensions, in the node's type; they are added up in float32."""
+        """All biases as one value of four dimensions, in the node's type; several are added up in float32."""
+        first = dtype_name(self._work.types.get(biases[0].value, TensorProto.UNDEFINED))
+        if len(biases) == 1 and biases[0].hidden_if is None and biases[0].factor == 1.0 and first == compute:
+            return self._four_dimensions(biases[0], biases[0].value, rank)
         parts = [self._one_bias(bias, rank) for bias in biases]
         total = parts[0]
         for part in parts[1:]:
@@ -474,6 +477,9 @@ class _Emitter:
             name = self._cast(name, dtype_name(self._work.types.get(name, TensorProto.UNDEFINED)), "float32")
             if bias.factor != 1.0:
                 name = self._add("Mul", [name, self._table(bias.factor, np.float32)])
+        return self._four_dimensions(bias, name, rank)
+
+    def _four_dimensions(self, bias: Bias, name: str, rank: int) -> str:
         have = len(self._work.known.shape(bias.value) or ())
         missing = list(range(rank - have))
         if missing:
