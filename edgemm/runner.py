@@ -49,9 +49,11 @@ from edgemm.stream.sources.images import ImagesSource
 from edgemm.stream.sources.media import MediaSource
 from edgemm.stream.sources.microphone import MicrophoneSource
 from edgemm.stream.sources.protocol import AudioWant, LiveSource, Source, VideoWant, Want
+from edgemm.stream.sources.recording import Recording, RecordingWriter
 from edgemm.stream.sources.synthetic import SyntheticSource
 from edgemm.stream.spans import Recorder
 from edgemm.stream.sync import AudioNeed, VideoNeed
+from edgemm.stream.tape import EndOfTape, ScriptClock, Tape, TapeClock
 from edgemm.stream.windows import AudioWindow, HeldInput, PictureTrack, SoundTrack, VideoWindow
 from edgemm.types import Array, Tensors, TensorSpec
 
@@ -87,6 +89,8 @@ def run(
     camera: Device = None,
     pixel_format: str | None = None,
     clock: ClockName | None = None,
+    record: str | Path | None = None,
+    recording: str | Path | None = None,
     sinks: Sequence[Sink] = (),
     duration_s: float | None = None,
     engine: EngineName = "auto",
@@ -110,6 +114,9 @@ def run(
     camera (`/dev/videoN`, N, a URL, `csi:N`, `gst:PIPELINE`, or a file, which is paced; V4L2 in `pixel_format`).
     Streams that neither gives come from `input`. A device that goes away ends its stream until it is back.
 
+    `record` is a Matroska file to record a run on the wall clock to; `recording` is one to replay instead of any other
+    input: the same engines give the same results, bit for bit, without latencies.
+
     `recorder` receives the time that every stage takes; `on_feeds` is called with a model and its input tensors before
     each of its steps.
 
@@ -118,11 +125,19 @@ def run(
     """
     opened = bundle if isinstance(bundle, Bundle) else bundles.open(bundle)
     recipe = opened.recipe
+    if recording is not None:
+        if input is not None or mic or camera or record is not None or clock == "wall":
+            raise UsageError(
+                "A recording is replayed by itself: without --input, --mic, --camera, --record and --clock."
+            )
+        return _run_recording(opened, recording, sinks, engine, precision, threads, recorder, on_feeds)
     sources = open_sources(recipe, input, mic=mic, camera=camera, pixel_format=pixel_format, fps=fps)
     is_live = any(source.live for source in sources)
     if is_live and clock == "virtual":
         raise UsageError("A live source keeps its own time: run it on the wall clock (--clock wall).")
-    wall = is_live or clock == "wall"
+    if record is not None and clock == "virtual":
+        raise UsageError("A recording keeps what happened in wall time: --record needs --clock wall.")
+    wall = is_live or clock == "wall" or record is not None
     with ExitStack() as stack:
         engines = stack.enter_context(open_engines(opened, engine=engine, precision=precision, threads=threads))
         for sink in sinks:
@@ -130,13 +145,18 @@ def run(
         for source in sources:
             stack.enter_context(source)
         infos = [info for source in sources for info in source.streams]
-        timeline = WallClock() if wall else VirtualClock()
+        tape = None if record is None else stack.enter_context(RecordingWriter(record, infos))
+        timeline: Clock = WallClock() if wall else VirtualClock()
+        if tape is not None:
+            timeline = TapeClock(timeline, tape)
         session = Session(recipe, engines, streams=infos, clock=timeline, recorder=recorder, on_feeds=on_feeds)
-        loop = live(session, sources, duration_s) if wall else replay(session, sources, duration_s)
+        loop = live(session, sources, duration_s, tape) if wall else replay(session, sources, duration_s)
         interrupted = False
         kept: list[Result] = []
         try:
             for result in loop:
+                if tape is not None:
+                    tape.result(result)
                 if sinks:
                     _write(result, sinks, recorder)
                 else:
@@ -145,8 +165,88 @@ def run(
             interrupted = True
         finally:
             loop.close()
+        summary = session.summary(interrupted=interrupted)
+        if tape is not None:
+            tape.note(["s", interrupted])
         clocks = {source.streams[0].name: source.report() for source in sources if isinstance(source, LiveSource)}
-        return replace(session.summary(interrupted=interrupted), results=tuple(kept), clocks=clocks)
+        return replace(summary, results=tuple(kept), clocks=clocks)
+
+
+def _run_recording(
+    opened: Bundle,
+    path: str | Path,
+    sinks: Sequence[Sink],
+    engine: EngineName,
+    precision: str,
+    threads: int,
+    recorder: Recorder | None,
+    on_feeds: OnFeeds | None,
+) -> Summary:
+    with ExitStack() as stack:
+        recording = stack.enter_context(Recording(path))
+        found = {info.name for info in recording.streams}
+        wanted = {want.name for want in stream_wants(opened.recipe)}
+        if found != wanted:
+            raise UsageError(
+                f"{path} holds the streams {', '.join(sorted(found))}, the recipe's models read: "
+                f"{', '.join(sorted(wanted))}. Replay it with the bundle that it was recorded with."
+            )
+        engines = stack.enter_context(open_engines(opened, engine=engine, precision=precision, threads=threads))
+        for sink in sinks:
+            stack.enter_context(sink)
+        clock = ScriptClock()
+        session = Session(
+            opened.recipe, engines, streams=recording.streams, clock=clock, recorder=recorder, on_feeds=on_feeds
+        )
+        kept: list[Result] = []
+        loop = rerun(session, recording, clock)
+        try:
+            while True:
+                result = next(loop)._replace(latency=None)
+                if sinks:
+                    _write(result, sinks, recorder)
+                else:
+                    kept.append(result)
+        except StopIteration as end:
+            interrupted = bool(end.value)
+        except KeyboardInterrupt:
+            interrupted = True
+        clock.has_ended = True
+        return replace(session.summary(interrupted=interrupted), results=tuple(kept))
+
+
+def rerun(session: Session, recording: Recording, clock: ScriptClock) -> Generator[Result, None, bool]:
+    """A recorded session once more: the same frames, arrivals and readings of the clock in the same order.
+
+    Returns whether the session was interrupted, or the recording breaks off.
+    """
+    entries = iter(recording)
+    ahead = next(entries, None)
+    try:
+        while ahead is not None:
+            entry, event = ahead
+            ahead = next(entries, None)
+            kind = entry[0]
+            if event is not None:
+                session.ingest(event, entry[2])
+            elif kind == "c":
+                clock.readings.append(entry[1])
+            elif kind == "s":
+                return bool(entry[1])
+            elif kind in ("t", "f"):
+                # What the steps that follow will read.
+                while ahead is not None and ahead[0][0] in ("c", "r"):
+                    if ahead[0][0] == "c":
+                        clock.readings.append(ahead[0][1])
+                    ahead = next(entries, None)
+                if kind == "f":
+                    yield from session.finish()
+                else:
+                    session.tick(entry[1])
+                    yield from session.steps()
+    except EndOfTape:
+        pass
+    return True
 
 
 def _write(result: Result, sinks: Sequence[Sink], recorder: Recorder | None) -> None:
@@ -167,9 +267,15 @@ def replay(session: Session, sources: Sequence[Source], duration_s: float | None
     yield from session.finish()
 
 
-def live(session: Session, sources: Sequence[Source], duration_s: float | None) -> Generator[Result, None, None]:
-    """Wall time: sources are read by threads of their own; this one takes what has come and makes the steps."""
-    clock = session.clock
+def live(
+    session: Session, sources: Sequence[Source], duration_s: float | None, tape: Tape | None = None
+) -> Generator[Result, None, None]:
+    """Wall time: sources are read by threads of their own; this one takes what has come and makes the steps.
+
+    `tape` receives all that `rerun` needs, beside what the session's clock, a TapeClock, gives it.
+    """
+    # Only what the session itself reads decides its results.
+    clock = session.clock.inner if isinstance(session.clock, TapeClock) else session.clock
     end_ns = None if duration_s is None else round(duration_s * 1e9)
     # "every" makes the steps of each frame before it takes the next; the others need to know what is newest.
     limit = 1 if session.recipe.schedule.policy == "every" else None
@@ -181,15 +287,26 @@ def live(session: Session, sources: Sequence[Source], duration_s: float | None) 
                 timeout_s = max(0, min(wakes) - clock.now_ns()) / 1e9 if wakes else None
                 events = capture.queue.take(timeout_s, limit)
                 if events is None:
+                    if tape is not None:
+                        tape.note(["f"])
                     yield from session.finish()
                     break
                 for event, arrived_ns in events:
+                    if tape is not None:
+                        tape.event(event, arrived_ns)
                     session.ingest(event, arrived_ns)
-                session.tick(events[-1][1] if limit and events else clock.now_ns())
+                now_ns = events[-1][1] if limit and events else clock.now_ns()
+                if tape is not None:
+                    tape.note(["t", now_ns])
+                session.tick(now_ns)
                 yield from session.steps()
     finally:
         # What was still waiting goes to the books, too.
+        if tape is not None:
+            tape.note(["d"])
         for event, arrived_ns in capture.queue.drain():
+            if tape is not None:
+                tape.event(event, arrived_ns)
             session.ingest(event, arrived_ns)
 
 

@@ -55,8 +55,13 @@ def run(
         str | None, typer.Option(help="What a V4L2 camera sends: mjpeg, yuyv422, nv12.", metavar="FORMAT")
     ] = None,
     clock: Annotated[
-        ClockChoice, typer.Option(help="wall: as if live. virtual: as fast as possible, the same every time.")
-    ] = ClockChoice.wall,
+        ClockChoice | None,
+        typer.Option(help="wall (the default): as if live. virtual: as fast as possible, the same every time."),
+    ] = None,
+    record: Annotated[
+        str | None, typer.Option(help="Record sound, pictures and decisions as Matroska.", metavar="FILE")
+    ] = None,
+    replay: Annotated[str | None, typer.Option(help="Replay a recording.", metavar="FILE")] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Write results as JSON Lines; - is standard output.")
     ] = None,
@@ -80,6 +85,10 @@ def run(
 
       edgemm run out.edgemm --mic --camera
 
+      edgemm run out.edgemm --mic --camera --record session.mkv
+
+      edgemm run out.edgemm --replay session.mkv
+
       edgemm run out.edgemm --mic-device "USB" --camera-device rtsp://192.168.1.7/live
     """
     import edgemm
@@ -90,7 +99,9 @@ def run(
     from edgemm.stream.sinks.protocol import Sink
 
     mic, camera = mic or mic_device is not None, camera or camera_device is not None
-    if input_ is None and not mic and not camera:
+    if replay is None and clock is None:
+        clock = ClockChoice.wall
+    if input_ is None and not mic and not camera and replay is None:
         raise UsageError("Nothing to run on. Give a recording: --input FILE, --input synthetic, or --mic and --camera")
     sinks: list[Sink] = []
     if output is not None:
@@ -103,7 +114,9 @@ def run(
         mic=mic_device or mic,
         camera=camera_device or camera,
         pixel_format=pixel_format,
-        clock=clock.value,
+        clock=None if clock is None else clock.value,
+        record=record,
+        recording=replay,
         sinks=sinks,
         duration_s=duration,
         engine=engine.value,
