@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -103,6 +104,8 @@ def run(
         clock = ClockChoice.wall
     if input_ is None and not mic and not camera and replay is None:
         raise UsageError("Nothing to run on. Give a recording: --input FILE, --input synthetic, or --mic and --camera")
+    # As Ctrl-C: sources and sinks are closed in order, and what was recorded is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sinks: list[Sink] = []
     if output is not None:
         sinks.append(JsonLinesSink(output))

@@ -256,14 +256,16 @@ class RecordingWriter:
     def _close(self) -> None:
         if self._container is None:
             return
+        import av
+
         try:
             if not self._given_up:
                 self._flush()
             for track in self._tracks.values():
                 self._container.mux(track.encode(None))
-        except (OSError, ValueError, RuntimeError) as error:
+            self._container.close()
+        except (av.FFmpegError, OSError, ValueError) as error:
             _log.warning("The end of %s could not be written: %s.", self._path, error)
-        self._container.close()
 
 
 class Recording:
