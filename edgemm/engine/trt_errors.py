@@ -112,8 +112,8 @@ _RULES: Sequence[tuple[str, str, str]] = (
     (
         r"MyelinCheckException: (?P<place>[\w.]+:\d+)",
         "TensorRT's compiler failed with an internal error ({place}), which is a fault of its own",
-        "Try another precision, or write the part differently (an LSTM as MatMul, Sigmoid and Tanh); or keep this "
-        "model on --engine onnxruntime.",
+        "Ask edgemm check, which knows some of them; try another precision, or keep this model on "
+        "--engine onnxruntime.",
     ),
     (
         r"UNSUPPORTED_NODE|checkFallbackPluginImporter|INVALID_NODE",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from onnx import NodeProto
 
 from edgemm.graph import walk
 from edgemm.graph.site import Site
@@ -265,6 +266,31 @@ def _loop_reads_missing_condition(site: Site) -> bool:
     return any(body.input[1].name in walk.reads(node) for body in bodies for node in body.node)
 
 
+def _strided_state(site: Site) -> str:
+    """The initial state that is cut out along the last axis, of a recurrent node that is not the graph's first."""
+    recurrent = [node for node in site.model.proto.graph.node if walk.is_standard(node, "LSTM", "GRU", "RNN")]
+    if site.place or not recurrent or recurrent[0].output[:] == site.node.output[:]:
+        return ""
+    for index in (5, 6):
+        name = site.input(index)
+        maker = site.maker(name) if name else None
+        while maker is not None and walk.is_standard(maker, "Squeeze", "Unsqueeze", "Identity", "Reshape"):
+            name = maker.input[0]
+            maker = site.maker(name)
+        if maker is not None and walk.is_standard(maker, "Slice", "Split", "Gather") and _cuts_last_axis(site, maker):
+            return f'"{site.input(index)}" is cut out of "{maker.input[0]}"'
+    return ""
+
+
+def _cuts_last_axis(site: Site, node: NodeProto) -> bool:
+    data, cut = site.specs.get(node.input[0]), site.specs.get(node.output[0])
+    if data is None or not data.shape or data.shape[-1] == 1:
+        return False
+    if node.op_type == "Gather":
+        return walk.attribute(node, "axis", 0) in (-1, len(data.shape) - 1)
+    return cut is not None and bool(cut.shape) and cut.shape[-1] != data.shape[-1]
+
+
 def _rotary_cache(site: Site) -> str:
     size, cosines = site.attribute("rotary_embedding_dim", 0), site.shape(1)
     if not isinstance(size, int) or not size or not cosines or not isinstance(cosines[-1], int):
@@ -453,6 +479,15 @@ RULES: tuple[Rule, ...] = (
         _captures_control_flow,
         'The body reads {} outside; TensorRT loses track of such nesting ("No nesting relationship").',
         "Put an Identity behind that output and let the body read the Identity's.",
+    ),
+    Rule(
+        ("LSTM", "GRU", "RNN"),
+        _strided_state,
+        "{} along the last axis, and another recurrent node comes before; the compiler of TensorRT for RTX fails on "
+        "such states with an internal error.",
+        "Keep the states so that they are cut along the first axis, feed each as an input of its own, or multiply what "
+        "is cut out by a tensor of ones.",
+        engines=RTX,
     ),
     Rule(
         ("Loop",),

@@ -251,6 +251,15 @@ BUILDS = {
 }
 
 
+FAILS_ON_RTX = {
+    "a state cut along the last axis": (
+        '(float[1, 1, 2] x, float[1, 1, 2, 2] s) => (float[1, 1, 1, 2] y) <int64 i = {1}, int64[1] d = {1}, float[1, 2, 2] w = {1, 1, 1, 1}> { h = Gather <axis = 3> (s, i) a = RNN <hidden_size = 2> (x, w, w) b = Squeeze(a, d) y = RNN <hidden_size = 2> (b, w, w, "", "", h) }',
+        17,
+        "along the last axis",
+    ),
+}
+
+
 @pytest.mark.parametrize("name", FAILS)
 def test_what_tensorrt_does_not_take_is_an_error_with_a_remedy(name: str) -> None:
     body, opset, words = FAILS[name]
@@ -258,6 +267,15 @@ def test_what_tensorrt_does_not_take_is_an_error_with_a_remedy(name: str) -> Non
         report = check(graph_text.model(body, opset=opset), engine)
         assert not report.ok
         assert any(words in finding.reason and finding.remedy for finding in report.findings), report.to_text()
+
+
+@pytest.mark.parametrize("name", FAILS_ON_RTX)
+def test_what_only_tensorrt_for_rtx_does_not_take(name: str) -> None:
+    body, opset, words = FAILS_ON_RTX[name]
+    model = graph_text.model(body, opset=opset)
+    report = check(model, "tensorrt-rtx")
+    assert any(words in finding.reason and finding.remedy for finding in report.findings), report.to_text()
+    assert check(model, "tensorrt").ok
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -293,7 +311,7 @@ def test_every_rule_has_a_graph_that_breaks_it() -> None:
     listed |= {f"TensorRT for RTX has no {op}." for op in UNSUPPORTED_RTX}
     said = [
         finding.reason
-        for body, opset, _ in FAILS.values()
+        for body, opset, _ in (*FAILS.values(), *FAILS_ON_RTX.values())
         for finding in check(graph_text.model(body, opset=opset), "tensorrt-rtx").findings
     ]
     unbroken = [
