@@ -17,7 +17,6 @@ ANSWER_S = 5.0
 STALL_S = 2.0
 
 SINK = "edgemm_sink"
-_FORMATS = {"rgb": "RGB", "bgr": "BGR", "gray": "GRAY8"}
 
 
 def csi_pipeline(sensor: str, mode: CameraMode) -> str:
@@ -51,9 +50,11 @@ class GStreamerReader:
     def open(self) -> StreamInfo:
         """Start the pipeline; raises SourceError if it cannot be built or gives no picture within 5 s."""
         gst = self._gst = _gstreamer()
-        caps = f"video/x-raw,format={_FORMATS[self._want.color]}"
+        # By way of RGB: straight to GRAY8, videoconvert copies Y, whose white is 235, and every other source gives 255.
+        gray = " ! videoconvert ! video/x-raw,format=GRAY8" if self._want.color == "gray" else ""
+        packed = "BGR" if self._want.color == "bgr" else "RGB"
         text = (
-            f"{self._description} ! videoconvert ! {caps} "
+            f"{self._description} ! videoconvert ! video/x-raw,format={packed}{gray} "
             f"! appsink name={SINK} max-buffers=4 drop=true sync=false emit-signals=false"
         )
         try:
