@@ -51,3 +51,17 @@ def test_it_goes_through_on_the_stub(tmp_path: Path) -> None:
     assert {row["case"] for row in report["rows"]} >= {"log-mel 1 x 1 s", "log-mel, a hop of 10 ms"}
     assert not [line for line in report["missing"] if "agreement" in line]
     assert "| log-mel, a hop of 10 ms | edgemm stream |" in (tmp_path / "results" / "emulated-gpu.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_kernel_tests_run_on_a_device(tmp_path: Path) -> None:
+    pytest.importorskip("cuda.bindings.driver", reason='pip install "edgemm[kernels]"')
+    if not compilers():
+        pytest.skip("needs a CUDA compiler: nvcc on PATH, or pip install nvidia-cuda-nvrtc-cu12")
+    environment = driver_stub.environment(tmp_path) | {"EDGEMM_TEST_RUNNER": "device"}
+    tests = [str(ROOT / "tests" / "kernels" / name) for name in ("test_log_mel_cuda.py", "test_frame_prep.py")]
+    command = [sys.executable, "-m", "pytest", "-q", *tests, "-m", "not slow"]
+    command += ["-k", "cepstra or reset or real_size or faces or fit or order"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "is about the emulator" in done.stdout  # the thread orders, which a device does not take
