@@ -66,6 +66,13 @@ class Attention:
     causal: bool = False
     heads: tuple[int, int] | None = None
     """Heads of q and of k where they are not an axis yet: tensors are `[batch, length, heads * head_dim]`."""
+    view: tuple[int, ...] | None = None
+    """`[batch, heads]` where the graph reshapes its scores on the way and these are the shape that masks are for."""
+
+    @property
+    def rank(self) -> int:
+        """Dimensions of the scores that masks are added to."""
+        return 4 if self.heads is not None or self.view is not None else len(self.q.order)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,16 @@ class _Scores:
     rank: int
     factor: float
     biases: tuple[Bias, ...]
+    shape: tuple[int, ...] | None = None
+    """As the scores are now, if they were reshaped since the product."""
+    view: tuple[int, ...] | None = None
+    """Batch and heads of the four dimensions that masks are for, if the scores were reshaped."""
+
+    def biased(self, bias: Bias) -> _Scores:
+        """With one more bias, at the shape that the scores have now."""
+        if self.view is not None and self.shape is not None and self.shape[:-2] != self.view:
+            raise NoMatchError("masks are added to the scores in two shapes")
+        return replace(self, biases=(*self.biases, bias))
 
 
 def candidates(graph_nodes: Sequence[NodeProto], known: Known) -> list[tuple[NodeProto, str]]:
@@ -98,15 +115,17 @@ def match(node: NodeProto, weights: str, known: Known) -> Attention:
     readers = known.links.consumers.get(weights, [])
     scores_name = _softmax_input(node, known)
     scores = _scores(scores_name, known)
-    if scores.rank not in (2, 3, 4):
-        raise NoMatchError(f"the scores have {scores.rank} dimensions, and 2 to 4 are known")
+    rank = scores.rank if scores.shape is None else len(scores.shape)
+    if rank not in (2, 3, 4):
+        raise NoMatchError(f"the scores have {rank} dimensions, and 2 to 4 are known")
     if walk.is_standard(node, "Softmax"):
         axis = walk.attribute(node, "axis", -1 if known.model.opset >= 13 else 1)
-        if axis not in (-1, scores.rank - 1):
+        if axis not in (-1, rank - 1):
             raise NoMatchError(f"the softmax runs along axis {axis}, not along the keys")
-    v, out_order = _values(readers[0], weights, scores.rank, known)
+    v, out_order = _values(readers[0], weights, rank, known)
+    out = readers[0].output[0]
     return Attention(
-        scores.q, scores.k, v, scores.factor, scores.biases, readers[0].output[0], out_order, readers[0]
+        scores.q, scores.k, v, scores.factor, scores.biases, out, out_order, readers[0], view=scores.view
     )  # fmt: skip
 
 
@@ -225,6 +244,8 @@ def _scores(name: str, known: Known) -> _Scores:
         return _added(node, known)
     if walk.is_standard(node, "Where"):
         return _chosen(node, known)
+    if walk.is_standard(node, "Reshape"):
+        return _reshaped(node, known)
     raise NoMatchError(f'{node.op_type} "{walk.label(node)}" stands between the product of q and k and the softmax')
 
 
@@ -251,9 +272,28 @@ def _added(node: NodeProto, known: Known) -> _Scores:
         except NoMatchError as error:
             reasons.append(error)
             continue
-        return replace(below, biases=(*below.biases, Bias(other, sign)))
+        return below.biased(Bias(other, sign))
     # A mask is rarely a product, so the longer story is that of the scores.
     raise max(reasons, key=lambda error: "stands between" in str(error) or "is not one constant" in str(error))
+
+
+def _reshaped(node: NodeProto, known: Known) -> _Scores:
+    """Batch and heads made one axis or two of them again, as Hugging Face's older models do around their masks."""
+    before, after = known.shape(node.input[0]), known.shape(node.output[0])
+    if before is None or after is None or not all(isinstance(size, int) for size in (*before, *after)):
+        raise NoMatchError(f'Reshape "{walk.label(node)}" changes the scores, and their sizes are not static')
+    sizes = tuple(size for size in after if isinstance(size, int))
+    if before[-2:] != after[-2:] or len(sizes) not in (3, 4):
+        raise NoMatchError(f'Reshape "{walk.label(node)}" makes {list(after)} of the scores {list(before)}')
+    below = _scores(node.input[0], known)
+    view = below.view
+    if not below.biases:
+        view = sizes[:-2] if len(sizes) == 4 else (sizes[0], 1)
+    elif view is None:
+        if len(before) != 4:
+            raise NoMatchError("masks are added to scores of three dimensions that become four")
+        view = tuple(size for size in before[:2] if isinstance(size, int))
+    return replace(below, shape=sizes, view=view)
 
 
 def _chosen(node: NodeProto, known: Known) -> _Scores:
@@ -262,7 +302,7 @@ def _chosen(node: NodeProto, known: Known) -> _Scores:
         fill = known.scalar(fill_name)
         if fill is not None and fill <= HIDING:
             below = _scores(scores, known)
-            return replace(below, biases=(*below.biases, Bias(mask, hidden_if=hidden_if, fill=fill)))
+            return below.biased(Bias(mask, hidden_if=hidden_if, fill=fill))
     raise NoMatchError(f'Where "{walk.label(node)}" on the scores does not choose a number below {HIDING:g}')
 
 

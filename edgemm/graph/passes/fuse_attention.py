@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -187,6 +188,13 @@ class _Work:
                 sizes[what] = (shape[0], count, shape[1], width // count)
                 continue
             ordered = tuple(shape[axis] for axis in operand.order)
+            if found.view is not None:
+                if not all(isinstance(size, int) for size in ordered) or math.prod(
+                    size for size in ordered[:-2] if isinstance(size, int)
+                ) != math.prod(found.view):
+                    raise NoMatchError(f"{what} is {list(shape)}, and the scores are for {list(found.view)}")
+                sizes[what] = (*found.view, *ordered[-2:])
+                continue
             sizes[what] = (*ordered[:-2], *(1,) * (4 - len(ordered)), *ordered[-2:])
         dims = {size[3] for size in sizes.values() if isinstance(size[3], int)}
         if not dims:
@@ -252,7 +260,7 @@ class _Work:
         shape = self.known.shape(bias.value)
         if shape is None:
             raise NoMatchError(f'the shape of the mask "{bias.value}" is not known: infer shapes first')
-        rank = len(found.q.order) if found.heads is None else 4
+        rank = found.rank
         if len(shape) > rank:
             raise NoMatchError(f'the mask "{bias.value}" has {len(shape)} dimensions and the scores have {rank}')
         if not shape or (shape[-1] == 1 and sizes["k"][2] != 1):
@@ -319,13 +327,15 @@ class _Work:
             length = queries if what == "q" else keys
             if found.heads is not None:
                 shape: tuple[int, ...] = (batch, length, int(count) * dim)
+            elif found.view is not None:
+                shape = tuple(int(size or 0) for size in self.known.shape(operand.name) or ())
             else:
                 whole = (batch, int(count), length, dim)
                 ordered = whole if len(operand.order) == 4 else (batch, length, dim)[3 - len(operand.order) :]
                 shape = tuple(ordered[operand.order.index(axis)] for axis in range(len(ordered)))
             feeds.setdefault(operand.name, rng.standard_normal(shape).astype(kind))
         scores = (batch, heads, queries, keys)
-        rank = len(found.q.order) if found.heads is None else 4
+        rank = found.rank
         axes = (0, 1, 2, 3) if rank == 4 else (0, 2, 3) if rank == 3 else (2, 3)
         for bias in found.biases:
             stored = self.known.array(bias.value)
@@ -419,7 +429,7 @@ class _Emitter:
             self._cast(self._operand(operand, found, index), element, compute)
             for index, operand in enumerate((found.q, found.k, found.v))
         ]
-        rank = len(found.q.order) if found.heads is None else 4
+        rank = found.rank
         bias = self._bias(biases, rank, compute) if biases else None
         steps = self._layout_out(found, rank)
         fused = self._work.namer.fresh(f"{stem}/fused")
@@ -443,6 +453,10 @@ class _Emitter:
             return self._add("Transpose", [name], perm=[0, 2, 1, 3])
         if operand.order != tuple(range(len(operand.order))):
             name = self._add("Transpose", [name], perm=list(operand.order))
+        if found.view is not None:
+            size = self._work.known.shape(operand.name) or ()
+            length, dim = (int(size[operand.order[at]] or 0) for at in (-2, -1))
+            return self._add("Reshape", [name, self._table([*found.view, length, dim], np.int64)])
         axes = _new_axes(len(operand.order))
         return self._add("Unsqueeze", [name, self._table(axes, np.int64)]) if axes else name
 
@@ -451,7 +465,13 @@ class _Emitter:
         if found.heads is not None:
             return [("Transpose", {"perm": [0, 2, 1, 3]}, None), ("Reshape", {}, [0, 0, -1])]
         steps: list[tuple[str, dict[str, Any], list[int] | None]] = []
-        if rank < 4:
+        if found.view is not None:
+            value, weights = (self._work.known.shape(operand.name) or () for operand in (found.v, found.q))
+            ahead = [int(value[axis] or 0) for axis in found.v.order[:-2]]
+            rank = len(found.v.order)
+            ends = int(weights[found.q.order[-2]] or 0), int(value[found.v.order[-1]] or 0)
+            steps.append(("Reshape", {}, [*ahead, *ends]))
+        elif rank < 4:
             steps.append(("Squeeze", {}, _new_axes(rank)))
         if found.out_order != tuple(range(rank)):
             steps.append(("Transpose", {"perm": list(found.out_order)}, None))

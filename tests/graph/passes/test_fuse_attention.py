@@ -190,6 +190,41 @@ def test_batch_and_heads_as_one_axis() -> None:
     check_fused(body, "FusedAttentionBias")
 
 
+BART = """(float[4, 5, 32] q, float[4, 7, 32] k, float[4, 7, 32] v, float[2, 1, 5, 7] mask) => (float[4, 5, 32] y)
+    <int64[4] apart = {2, 2, 5, 7}, int64[3] joined = {4, 5, 7}> {
+    t = Transpose <perm = [0, 2, 1]> (k) s = MatMul(q, t)
+    four = Reshape(s, apart) w = Add(four, mask) three = Reshape(w, joined)
+    p = Softmax <axis = -1> (three) y = MatMul(p, v) }"""
+
+
+def test_batch_and_heads_taken_apart_for_the_mask() -> None:
+    check_fused(BART, "FusedAttentionBias", scale=1.0)
+
+
+def test_scores_of_one_batch_axis_and_values_of_two() -> None:
+    body = """(float[4, 5, 32] q, float[4, 32, 7] t, float[2, 2, 7, 32] v) => (float[2, 5, 2, 32] y)
+        <int64[4] apart = {2, 2, 5, 7}> { s = MatMul(q, t) z = Reshape(s, apart) p = Softmax <axis = -1> (z)
+        y = Einsum <equation = "bhij,bhjd->bihd"> (p, v) }"""
+    check_fused(body, scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("s = MatMul(q, t)", "r = MatMul(q, t) s = Add(r, three_d)", "scores of three dimensions that become four"),
+        ("three = Reshape(w, joined)", "x = Reshape(w, joined) three = Add(x, three_d)", "in two shapes"),
+        ("joined = {4, 5, 7}", "joined = {4, 7, 5}", "makes [4, 7, 5] of the scores"),
+        ("float[4, 5, 32] q", "float[n, 5, 32] q", "and the scores are for [2, 2]"),
+        ("float[4, 7, 32] k", "float[4, l, 32] k", "their sizes are not static"),
+    ],
+)
+def test_other_reshapes_of_scores(old: str, new: str, reason: str) -> None:
+    body = BART.replace("=> (float[4, 5, 32] y)", "=> (y)").replace("mask) =>", "mask, float[4, 5, 7] three_d) =>")
+    assert old in body
+    (note,) = fuse(body.replace(old, new)).notes
+    assert reason in note
+
+
 def test_one_head_without_batch() -> None:
     body = """(float[5, 32] q, float[7, 32] k, float[7, 32] v, float[7] mask) => (float[32, 5] y) {
         t = Transpose <perm = [1, 0]> (k) s = MatMul(q, t) w = Add(mask, s)
