@@ -576,6 +576,9 @@ class _Found:
         """Compare the features themselves with the reference, silence among them. Raises _NoMatchError."""
         shape = self.known.shape(self.samples) or ()
         signal = signals[0].copy()
+        if not isinstance(shape[-1], int):
+            # A free length is tried at a second one.
+            signal = np.concatenate((signal, signals[1][: 3 * options.hop_samples + 7]))
         signal[len(signal) // 2 :] = 0
         nodes = [*self.upstream, *self._downstream()]
         (got,) = self._run(nodes, signal.reshape((1,) * (len(shape) - 1) + signal.shape), self.out)
