@@ -70,6 +70,10 @@ class RecordingWriter:
         self._flushed_ns = 0
 
     def __enter__(self) -> RecordingWriter:
+        import av
+
+        if not hasattr(av.container.OutputContainer, "add_mux_stream"):
+            raise SinkError(f"Recording needs PyAV 17 or later, found {av.__version__}: pip install -U av")
         try:
             with open(self._path, "wb"):
                 pass
