@@ -74,12 +74,12 @@ def check_fused(body: str, operator: str = "FusedAttention", *, opset: int = 17,
 
 
 def test_there_are_golden_graphs() -> None:
-    assert len(GOLDEN) == 23
+    assert len(GOLDEN) == 27
     assert all(path.stat().st_size < 30_000 for path in GOLDEN)
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem.removeprefix("attention_"))
-def test_what_pytorch_exports(path: Path) -> None:
+def test_what_exporters_write(path: Path) -> None:
     model = run(load(path), PREPARE).model
     result = run(model, [FuseAttention()])
     if "weights" in path.stem:
@@ -91,7 +91,7 @@ def test_what_pytorch_exports(path: Path) -> None:
     assert options.softmax_scale == pytest.approx(SCALE, rel=1e-6)
     causal = any(word in path.stem for word in ("causal", "llama", "operator"))
     assert options.window_limits == (1 << 29, 0 if causal else 1 << 29)
-    masked = any(word in path.stem for word in ("mask", "bool", "padding", "bert"))
+    masked = any(word in path.stem for word in ("mask", "bool", "padding", "bert", "triangle"))
     assert operator == ("FusedAttentionBias" if masked else "FusedAttention")
     assert_same(load(path), result.model)
 
