@@ -76,6 +76,32 @@ def delay_ns(heard: Sequence[AudioChunk], clip: Path) -> int:
     return heard[0].capture_ns + shift * 10**9 // 16000
 
 
+class Late(MediaSource):
+    """The clip, of which a session sees only what comes after `skip_ns`: its steps fall otherwise on the clip."""
+
+    skip_ns = 0
+
+    def __iter__(self) -> Iterator[Event]:
+        first = None
+        for event in super().__iter__():
+            if isinstance(event, AudioChunk) and event.capture_ns >= self.skip_ns:
+                first = event.capture_ns if first is None else first
+            if first is not None and event.end_ns >= first:
+                yield event
+
+
+def file_decisions(bundle: Path, segments: Sequence[dict[str, float]]) -> list[set[tuple[int, bool]]]:
+    """What the clip as a file decides on each segment, wherever in a hop its steps fall."""
+    found: list[set[tuple[int, bool]]] = [set() for _ in segments]
+    for skip_ms in range(0, 100, 10):
+        source = Late(DEMO / "clip.mkv", [AudioWant("mic"), VideoWant("camera", "gray")])
+        source.skip_ns = skip_ms * 10**6
+        results = edgemm.run(bundle, input=source, duration_s=SECONDS).results
+        for known, made in zip(found, decisions(results, 0, segments), strict=True):
+            known.add(made)
+    return found
+
+
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
@@ -89,7 +115,7 @@ def test_live_decides_as_the_file_does(tmp_path: Path) -> None:
     edgemm.build(DEMO / "recipe.toml", bundle, precision="fp32")
     truth = json.loads((DEMO / "clip.truth.json").read_text())
     segments = [segment for segment in truth["segments"] if segment["end_s"] <= SECONDS]
-    from_file = edgemm.run(bundle, input=DEMO / "clip.mkv", duration_s=SECONDS).results
+    from_file = file_decisions(bundle, segments)
     port = free_port()
     with sound_server() as server:
         listener = server.listener()
@@ -117,6 +143,10 @@ def test_live_decides_as_the_file_does(tmp_path: Path) -> None:
     assert set(live.clocks) == {"mic", "camera"}
     offset_ms = (delay_ns(microphone.heard, DEMO / "clip.mkv") - begin_ns) / 1e6
     assert abs(offset_ms) < 100, "the rig itself plays sound and picture apart"
-    wanted = decisions(from_file, 0, segments)
-    assert len(wanted) == 10
-    assert decisions(live.results, begin_ns, segments) == wanted
+    made = decisions(live.results, begin_ns, segments)
+    # Few segments are so close that it matters where in a hop the steps fall, which live is chance.
+    sure = [len(known) == 1 for known in from_file]
+    assert sum(sure) >= 7
+    assert len(made) == 10
+    for segment, live_decision, known in zip(segments, made, from_file, strict=True):
+        assert live_decision in known, segment
