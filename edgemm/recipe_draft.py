@@ -156,7 +156,7 @@ def _pictures(shape: list[int | None]) -> _Draft:
     hwc = shape[-1] in (1, 3) and shape[-3] not in (1, 3)
     height, width, channels = (shape[-3:]) if hwc else (shape[-2], shape[-1], shape[-3])
     options = [f"width = {width or 224}", f"height = {height or 224}"]
-    if channels == 1 or len(shape) == 3 and channels not in (1, 3):
+    if channels == 1 or (len(shape) == 3 and channels not in (1, 3)):
         options.append('color = "gray"')
     if hwc:
         options.append('layout = "hwc"')

@@ -37,8 +37,7 @@ class TensorSpec:
             array.dtype == np.dtype(self.dtype)
             and array.ndim == len(self.shape)
             and all(
-                not isinstance(want, int) or want == have
-                for want, have in zip(self.shape, array.shape, strict=True)
+                not isinstance(want, int) or want == have for want, have in zip(self.shape, array.shape, strict=True)
             )
         )
 

@@ -41,8 +41,8 @@ def choose(
     """Choose the engine and the precision for one model of a bundle. Nothing is loaded until it is entered.
 
     "auto" takes TensorRT where there is one and a GPU, compiling the plan if need be, and onnxruntime elsewhere; if
-    TensorRT then refuses, the engine's `fallback` says why. Raises UsageError for a model or precision that the bundle does not
-    hold, EngineError where an engine that was asked for by name cannot run here.
+    TensorRT then refuses, the engine's `fallback` says why. Raises UsageError for a model or precision that the
+    bundle does not hold, EngineError where an engine that was asked for by name cannot run here.
     """
     entry = bundle.models.get(model)
     if entry is None:

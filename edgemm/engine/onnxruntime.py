@@ -30,7 +30,8 @@ class OnnxRuntimeEngine:
 
     `threads` is the number of threads inside one operator. `profile_layers` makes `layer_times` work and costs
     some microseconds a layer. `outputs` names the outputs to compute, None all of them; `optimize=False` switches
-    onnxruntime's graph rewriting off. `fallback` says why it stands in for another engine. Raises EngineError on entry if onnxruntime refuses the model.
+    onnxruntime's graph rewriting off. `fallback` says why it stands in for another engine. Raises EngineError on
+    entry if onnxruntime refuses the model.
     """
 
     name = "onnxruntime"

@@ -64,9 +64,12 @@ def test_layer_times_count_the_calls() -> None:
         assert layers["add"].op == "Add"
         assert layers["add"].calls == 4
         assert engine.layer_times() is engine.layer_times()
-    with OnnxRuntimeEngine(counter().SerializeToString(), STATE) as engine:
-        with pytest.raises(EngineError, match="profile_layers=True"):
-            engine.layer_times()
+
+
+def test_layer_times_must_be_asked_for() -> None:
+    model = counter().SerializeToString()
+    with OnnxRuntimeEngine(model, STATE) as engine, pytest.raises(EngineError, match="profile_layers=True"):
+        engine.layer_times()
 
 
 @pytest.mark.parametrize(
