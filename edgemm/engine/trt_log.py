@@ -17,6 +17,11 @@ class Log:
         self.warnings: list[str] = []
 
 
+_FIRST: dict[str, Any] = {}
+"""The first logger of each TensorRT module: TensorRT keeps a bare pointer to it for as long as the process lives, and
+its plugin registry speaks through it. Were it collected, the next registration would crash."""
+
+
 def construct(kind: Any, log: Log, title: str) -> Any:
     """Make a Builder or Runtime. Raises EngineError where CUDA cannot be used: the bindings raise a bare TypeError."""
     try:
@@ -42,4 +47,5 @@ def make_logger(trt: Any) -> Log:
                 log.warnings.append(message)
 
     log.sink = Sink()
+    _FIRST.setdefault(trt.__name__, log.sink)
     return log
