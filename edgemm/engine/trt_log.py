@@ -17,9 +17,10 @@ class Log:
         self.warnings: list[str] = []
 
 
-_FIRST: dict[str, Any] = {}
-"""The first logger of each TensorRT module: TensorRT keeps a bare pointer to it for as long as the process lives, and
-its plugin registry speaks through it. Were it collected, the next registration would crash."""
+_KEPT: list[Any] = []
+"""Every logger that was handed to TensorRT. It keeps bare pointers to some of them beyond the Builder or Runtime that
+they were given to (its plugin registry speaks through one), so that collecting them crashes a later registration. A
+logger is a few hundred bytes, and there is one for each build."""
 
 
 def construct(kind: Any, log: Log, title: str) -> Any:
@@ -47,5 +48,5 @@ def make_logger(trt: Any) -> Log:
                 log.warnings.append(message)
 
     log.sink = Sink()
-    _FIRST.setdefault(trt.__name__, log.sink)
+    _KEPT.append(log.sink)
     return log
