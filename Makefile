@@ -15,7 +15,7 @@ test: $(VENV)/.installed-test
 
 # Planted bugs, every GPU architecture, models over 2 GB: minutes each.
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist load -m slow $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
