@@ -176,6 +176,17 @@ def test_bad_input_is_one_sentence(bundle: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_reports_that_cannot_be_written_are_one_sentence(bundle: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "no" / "file"
+    words = f"{nowhere}: No such file or directory"
+    fails(1, words, "recipe", DATA / "av_digits.onnx", "-o", nowhere)
+    build = ("build", "engine", DATA / "recipe.toml", "-o", tmp_path / "o.edgemm")
+    fails(1, words, *build, "--precision", "fp32", "--json", nowhere)
+    fails(1, words, *build, "--precision", "int8", "--export-ranges", nowhere)
+    run = ("run", bundle, "--input", CLIP, "--clock", "virtual", "--duration", 2, "-q")
+    fails(1, words, *run, "--summary", nowhere)
+
+
 def test_bad_calibration_is_one_sentence(tmp_path: Path) -> None:
     for name, arrays, words in (
         (

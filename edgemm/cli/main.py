@@ -74,3 +74,8 @@ def main() -> None:
         # The reader of our output has gone (`edgemm run ... | head`): nothing is left to say, or to whom.
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        # A file named on the command line that cannot be read or written: a report, a summary, a recipe.
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"edgemm: {place}{error.strerror or error}. Name another file or folder.", err=True)
+        sys.exit(1)
