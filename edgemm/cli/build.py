@@ -144,7 +144,7 @@ def kernels(
 
     Example:  edgemm build kernels --arch 87 --arch 110
     """
-    from edgemm.cli.build_kernels import DEFAULT_ARCHES, build_kernels
+    from edgemm.kernels.build import DEFAULT_ARCHES, build_kernels
 
     for built in build_kernels(arch or DEFAULT_ARCHES, output):
         if built.path is None:

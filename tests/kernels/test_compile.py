@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from edgemm.cli.build_kernels import BuiltKernel, build_kernels
 from edgemm.errors import KernelError, UsageError
 from edgemm.kernels import compile as compilation
+from edgemm.kernels.build import BuiltKernel, build_kernels
 from edgemm.kernels.compile import (
     Compiler,
     compile_kernel,

@@ -1,4 +1,4 @@
-"""`edgemm build kernels`: compile edgemm's CUDA kernels ahead of time."""
+"""Compile all of edgemm's CUDA kernels ahead of time: `edgemm build kernels`."""
 
 from __future__ import annotations
 
