@@ -32,7 +32,8 @@ import onnxruntime as ort
 
 from edgemm import recipe as recipes
 from edgemm.engine.onnxruntime import OnnxRuntimeEngine
-from edgemm.runner import Session, open_sources
+from edgemm.inputs import open_sources
+from edgemm.session import Session
 from edgemm.stream.frames import Event
 
 HOME = Path(__file__).parents[1] / "calibration" / "av_digits"

@@ -570,6 +570,17 @@ def _rate(recipe: Recipe, model: Model) -> int | None:
     return rates.pop() if len(rates) == 1 else None
 
 
+def streamed(recipe: Recipe) -> list[str]:
+    """The models that a run steps: those that read a stream, and those that take the outputs of such."""
+    names: list[str] = []
+    for name, model in recipe.models.items():
+        reads = any(entry.stream is not None for entry in model.inputs.values())
+        takes = any(entry.source is not None for entry in model.inputs.values())
+        if (reads and model.hop is not None) or (takes and not reads):
+            names.append(name)
+    return names
+
+
 def hop_ns(recipe: Recipe, name: str) -> Fraction:
     """Exact time in ns between two steps of the model `name`. Raises RecipeError if it is not streamed."""
     model = recipe.models[name]

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemm import bundle as bundles
+from edgemm import inputs, runner
 from edgemm import recipe as recipes
-from edgemm import runner
+from edgemm import session as sessions
 from edgemm.bundle import Bundle, ModelEntry, Variant
 from edgemm.engine.fake import FakeEngine
 from edgemm.engine.onnxruntime import OnnxRuntimeEngine
@@ -29,7 +30,7 @@ from edgemm.errors import EngineError, RecipeError, SinkError, UsageError
 from edgemm.frontend.log_mel import LogMel, Mfcc
 from edgemm.options import LogMelOptions, MfccOptions
 from edgemm.recipe import Recipe
-from edgemm.runner import Session
+from edgemm.session import Session
 from edgemm.stream.accounting import AccountingError
 from edgemm.stream.decode import Label, Score, Values
 from edgemm.stream.frames import AudioChunk, End, Event, Lost, StreamInfo, VideoFrame
@@ -190,7 +191,7 @@ def test_without_sinks_results_are_in_the_summary(av_bundle: Bundle) -> None:
     fed: list[tuple[str, tuple[int, ...]]] = []
     summary = runner.run(
         av_bundle,
-        input=SyntheticSource(runner.stream_wants(av_bundle.recipe), seconds=1.3),
+        input=SyntheticSource(inputs.stream_wants(av_bundle.recipe), seconds=1.3),
         on_feeds=lambda model, tensors: fed.append((model, tensors["pictures"].shape)),
     )
     assert [r.time_ns // MS for r in summary.results] == [1100, 1200, 1300]
@@ -305,7 +306,7 @@ def test_under_every_no_step_is_skipped_and_the_queue_sheds_frames(monkeypatch: 
 
     from edgemm.stream.clock import WallClock
 
-    monkeypatch.setattr(runner, "QUEUE_PICTURES", 2)
+    monkeypatch.setattr(sessions, "QUEUE_PICTURES", 2)
     text = AV.replace('"latest"', '"every"').replace('hop = "100 ms"', 'hop = "40 ms"')
     session = Session(recipes.parse(text), {"av": av_engine(slow)}, clock=WallClock())
     results = list(runner.live(session, [SyntheticSource(BOTH, seconds=2)], 1.9))
@@ -416,7 +417,7 @@ def test_inputs_with_the_same_front_end_share_it(monkeypatch: pytest.MonkeyPatch
             super().__init__(options)
             made.append(self)
 
-    monkeypatch.setattr(runner, "LogMel", Counted)
+    monkeypatch.setattr(sessions, "LogMel", Counted)
     text = one_input('stream = "mic"\nwindow = "5 frames"\nlog_mel = { n_mels = 13 }')
     text += '[models.m.inputs.z]\nstream = "mic"\nwindow = "9 frames"\nlog_mel = { n_mels = 13 }\n'
     engine = FakeEngine(
@@ -583,23 +584,23 @@ def test_a_label_is_what_the_recipe_calls_it() -> None:
 
 def test_inputs_by_name_and_one_pass_for_one_file(av_bundle: Bundle, tmp_path: Path) -> None:
     wanted = av_bundle.recipe
-    assert runner.stream_wants(wanted) == BOTH
-    assert len(runner.open_sources(wanted, {"mic": "a.mp4", "camera": "a.mp4"})) == 1
-    assert len(runner.open_sources(wanted, {"mic": "a.wav", "camera": tmp_path})) == 2
+    assert inputs.stream_wants(wanted) == BOTH
+    assert len(inputs.open_sources(wanted, {"mic": "a.mp4", "camera": "a.mp4"})) == 1
+    assert len(inputs.open_sources(wanted, {"mic": "a.wav", "camera": tmp_path})) == 2
     with pytest.raises(UsageError, match="is a folder of images, but the recipe also reads mic"):
-        runner.open_sources(wanted, tmp_path)
+        inputs.open_sources(wanted, tmp_path)
     with pytest.raises(UsageError, match="Inputs were given for mic, the recipe's models read: mic, camera"):
-        runner.open_sources(wanted, {"mic": "a.wav"})
+        inputs.open_sources(wanted, {"mic": "a.wav"})
     two = recipes.parse(
         one_input('stream = "mic"\nwindow = "1 s"').replace("[models.m]", '[streams.far]\nkind = "audio"\n[models.m]')
         + '[models.m.inputs.z]\nstream = "far"\nwindow = "1 s"\n'
     )
     with pytest.raises(UsageError, match=r"has 2 audio streams \(mic, far\) and one input"):
-        runner.open_sources(two, "clip.mp4")
+        inputs.open_sources(two, "clip.mp4")
 
 
 def test_separate_sources_are_merged_by_time(av_bundle: Bundle) -> None:
-    wants = runner.stream_wants(av_bundle.recipe)
+    wants = inputs.stream_wants(av_bundle.recipe)
     together = runner.run(av_bundle, input=SyntheticSource(wants, seconds=1.5))
     apart = runner.run(
         av_bundle,

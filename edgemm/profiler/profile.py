@@ -19,10 +19,13 @@ from edgemm.bundle import Bundle
 from edgemm.engine.load import EngineName, choose
 from edgemm.engine.protocol import Engine, LayerTime
 from edgemm.errors import UsageError
+from edgemm.inputs import SYNTHETIC, open_sources
 from edgemm.profiler import trace as traces
 from edgemm.profiler.percentiles import Percentiles
 from edgemm.profiler.report import ModelProfile, ProfileReport, StreamProfile
-from edgemm.runner import SYNTHETIC, ClockName, Session, open_sources, streamed
+from edgemm.recipe import streamed
+from edgemm.runner import ClockName
+from edgemm.session import Session
 from edgemm.stream.clock import VirtualClock, WallClock
 from edgemm.stream.spans import Span, Spans
 from edgemm.types import Array, Tensors
