@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.engine import targets, trt_flavour
+from edgemm.engine import targets
 from edgemm.engine.executor import OnnxRuntimeExecutor
-from edgemm.engine.trt_build import build_plan
-from edgemm.engine.trt_plan import BuildOptions
+from edgemm.engine.tensorrt import flavours
+from edgemm.engine.tensorrt.build import build_plan
+from edgemm.engine.tensorrt.plan import BuildOptions
 from edgemm.errors import EdgemmError, EngineError
 from edgemm.graph import Model, from_bytes, load
 from edgemm.graph.passes import FixDims, FoldConstants, InlineFunctions, NameDims, ToHalf, run
@@ -94,7 +95,7 @@ def work(model: bytes, name: str, precision: str, target: str, answer: Connectio
             model,
             BuildOptions(),
             targets.get(target),
-            flavour=trt_flavour.get("tensorrt-rtx"),
+            flavour=flavours.get("tensorrt-rtx"),
             graph=loaded.digest,
             precision=precision,
         )
@@ -148,7 +149,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=RESULTS / "rtx_builds.json")
     args = parser.parse_args()
-    flavour = trt_flavour.get("tensorrt-rtx")
+    flavour = flavours.get("tensorrt-rtx")
     rows: list[dict[str, Any]] = []
     for named in args.models or [str(DEMO / "av_digits.onnx")]:
         file, _, dims = named.partition(":")

@@ -21,10 +21,11 @@ from edgemm import bundle as bundles
 from edgemm import recipe as recipes
 from edgemm.bundle import ModelEntry, PlanEntry, Variant
 from edgemm.calibration_data import CalibrationSource, Data, split
-from edgemm.engine import compiled, targets, trt_flavour
+from edgemm.engine import targets
 from edgemm.engine.executor import OnnxRuntimeExecutor
 from edgemm.engine.gpu import find_gpu
 from edgemm.engine.targets import Target
+from edgemm.engine.tensorrt import compiled, flavours
 from edgemm.errors import CalibrationError, EngineError, ModelError, RecipeError, UsageError
 from edgemm.graph import Model, Report, check, load
 from edgemm.graph.passes import (
@@ -545,7 +546,7 @@ def _compile(
     if device.release is None:
         return [], [f"{device.title} has no TensorRT that edgemm builds for: it runs on onnxruntime there"]
     wanted = "tensorrt-rtx" if device.family == "rtx" else "tensorrt"
-    flavour = next((found for found in trt_flavour.flavours() if found.name == wanted), None)
+    flavour = next((found for found in flavours.installed() if found.name == wanted), None)
     if flavour is None:
         hint = ' To compile it here: pip install "edgemm[rtx]"' if wanted == "tensorrt-rtx" else ""
         return [], [later + "." + hint]

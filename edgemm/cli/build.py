@@ -110,7 +110,7 @@ def engine(
 def _compile(path: Path, precision: str, quiet: bool) -> None:
     """Compile the plans of a bundle for the GPU in this machine, into the cache."""
     from edgemm import bundle
-    from edgemm.engine import compiled
+    from edgemm.engine.tensorrt import compiled
     from edgemm.errors import EngineError
 
     opened = bundle.open(path)

@@ -16,7 +16,7 @@ def list_() -> None:
     import time
 
     from edgemm.cli.tables import table
-    from edgemm.engine.trt_cache import PlanCache
+    from edgemm.engine.tensorrt.cache import PlanCache
 
     kept = PlanCache()
     entries = kept.list()
@@ -45,7 +45,7 @@ def clear() -> None:
 
     Example:  edgemm cache clear
     """
-    from edgemm.engine.trt_cache import PlanCache
+    from edgemm.engine.tensorrt.cache import PlanCache
 
     kept = PlanCache()
     typer.echo(f"Freed {kept.clear() / 1e6:.1f} MB in {kept.folder}.")

@@ -85,9 +85,9 @@ def _tensorrt(
     tell: Callable[[str], None] | None,
 ) -> tuple[Engine, tuple[str, ...]] | None:
     """A TensorRT engine, or None if "auto" finds no TensorRT or no GPU. Raises EngineError, MissingExtraError."""
-    from edgemm.engine import compiled
     from edgemm.engine.gpu import find_gpu
-    from edgemm.engine.trt import TensorRTEngine
+    from edgemm.engine.tensorrt import compiled
+    from edgemm.engine.tensorrt.run.engine import TensorRTEngine
 
     flavour = compiled.flavour_for(engine)
     gpu = find_gpu() if flavour is not None else None
@@ -103,6 +103,6 @@ def _graph(bundle: Bundle, variant: Variant) -> bytes | Path:
     """The graph in memory, or, with external data, unpacked once into the cache under its digest."""
     if variant.data is None:
         return bundle.read(variant.file)
-    from edgemm.engine.compiled import extracted
+    from edgemm.engine.tensorrt.compiled import extracted
 
     return extracted(bundle, variant.file, variant.data, variant.digest)

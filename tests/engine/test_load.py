@@ -10,8 +10,9 @@ import edgemm
 from edgemm import bundle
 from edgemm.bundle import Bundle
 from edgemm.demo import folder
-from edgemm.engine import compiled, load, trt_flavour
+from edgemm.engine import load
 from edgemm.engine.gpu import Gpu
+from edgemm.engine.tensorrt import compiled, flavours
 from edgemm.errors import EdgemmError, EngineError, UsageError
 
 
@@ -35,7 +36,7 @@ def test_engines_by_name(demo: Bundle) -> None:
     assert load.choose(demo, "av", engine="onnxruntime").engine.name == "onnxruntime"
     with pytest.raises(UsageError, match='no engine "tflite"'):
         load.choose(demo, "av", engine="tflite")  # type: ignore[arg-type]
-    installed = {flavour.name for flavour in trt_flavour.flavours()}
+    installed = {flavour.name for flavour in flavours.installed()}
     for name in ("tensorrt", "tensorrt-rtx"):
         words = "needs an NVIDIA GPU|Install it: pip install" if name not in installed else "needs an NVIDIA GPU"
         with pytest.raises(EdgemmError, match=words):
@@ -54,7 +55,7 @@ def test_what_tensorrt_refuses_falls_back_and_says_so(demo: Bundle, monkeypatch:
     def refuse(*_: object, **__: object) -> None:
         raise EngineError("the plan targets sm_87, this device is sm_110.")
 
-    monkeypatch.setattr(compiled, "flavour_for", lambda engine: trt_flavour.Flavour("tensorrt", "10.3.0", pytest))
+    monkeypatch.setattr(compiled, "flavour_for", lambda engine: flavours.Flavour("tensorrt", "10.3.0", pytest))
     monkeypatch.setattr("edgemm.engine.gpu.find_gpu", lambda index=0: Gpu("Thor", "11.0", True))
     monkeypatch.setattr(compiled, "plan_for_device", refuse)
     said: list[str] = []

@@ -50,7 +50,7 @@ def measure() -> list[dict[str, Any]]:
 
     from edgemm.engine.executor import OnnxRuntimeExecutor
     from edgemm.engine.onnxruntime import OnnxRuntimeEngine
-    from edgemm.engine.trt import TensorRTEngine
+    from edgemm.engine.tensorrt.run.engine import TensorRTEngine
     from edgemm.errors import EngineError
     from edgemm.graph import load
     from edgemm.graph.passes import ToHalf

@@ -11,16 +11,18 @@ import trt_graphs
 from onnx import ModelProto, TensorProto
 
 from edgemm.device import open_device
-from edgemm.engine import targets, trt_aot, trt_flavour
+from edgemm.engine import targets
 from edgemm.engine.executor import OnnxRuntimeExecutor
 from edgemm.engine.gpu import find_gpu
 from edgemm.engine.onnxruntime import OnnxRuntimeEngine
-from edgemm.engine.trt import TensorRTEngine
-from edgemm.engine.trt_build import build_plan
-from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_loaded import LoadedPlan
-from edgemm.engine.trt_ops import OwnPlugins
-from edgemm.engine.trt_plan import BuildOptions, Plan, Profile
+from edgemm.engine.tensorrt import flavours
+from edgemm.engine.tensorrt.build import build_plan
+from edgemm.engine.tensorrt.flavours import Flavour
+from edgemm.engine.tensorrt.plan import BuildOptions, Plan, Profile
+from edgemm.engine.tensorrt.plugins import aot
+from edgemm.engine.tensorrt.plugins.own import OwnPlugins
+from edgemm.engine.tensorrt.run.engine import TensorRTEngine
+from edgemm.engine.tensorrt.run.loaded import LoadedPlan
 from edgemm.errors import EngineError
 from edgemm.graph import load, ops
 from edgemm.graph.passes import ToHalf
@@ -33,16 +35,16 @@ from edgemm.types import StatePair
 DEMO = Path(__file__).parents[2] / "calibration" / "av_digits"
 
 
-def flavours() -> list[Flavour]:
+def here() -> list[Flavour]:
     """Every TensorRT here that compiles for the GPU at hand."""
     gpu = find_gpu()
     if gpu is None:
         return []
     sm = "SM" + gpu.compute_capability.replace(".", "")
-    return [f for f in trt_flavour.flavours() if not f.builds_without_gpu or sm in f.members("ComputeCapability")]
+    return [f for f in flavours.installed() if not f.builds_without_gpu or sm in f.members("ComputeCapability")]
 
 
-@pytest.fixture(params=flavours() or [None], ids=lambda flavour: flavour.name if flavour else "none")
+@pytest.fixture(params=here() or [None], ids=lambda flavour: flavour.name if flavour else "none")
 def flavour(request: pytest.FixtureRequest) -> Flavour:
     if request.param is None:
         pytest.skip('no TensorRT here compiles for this GPU: pip install "edgemm[tensorrt]" or "edgemm[rtx]"')
@@ -156,7 +158,7 @@ def test_the_log_mel_plugin_runs_the_kernel(flavour: Flavour) -> None:
 
 @pytest.mark.parametrize("ahead_of_time", [False, True])
 def test_the_attention_plugin_runs_the_kernel(flavour: Flavour, ahead_of_time: bool) -> None:
-    if ahead_of_time and not trt_aot.is_available(flavour):
+    if ahead_of_time and not aot.is_available(flavour):
         pytest.skip(f"{flavour.title} has no ahead-of-time plugins: TensorRT 10.13 and 11 have them")
     options = AttentionOptions(64, causal=True)
     shape = [1, 4, 32, 64]

@@ -5,7 +5,7 @@
 
 namespace edgemm {
 
-// Mirrored by edgemm/engine/trt_aot.py, argument for argument.
+// Mirrored by edgemm/engine/tensorrt/plugins/aot.py, argument for argument.
 struct AotAttention {
   const void* q;  // [batch, heads, q_len, D], contiguous, as are the others
   const void* k;

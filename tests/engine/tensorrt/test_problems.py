@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.engine.trt_errors import explain
+from edgemm.engine.tensorrt.problems import explain
 
 MYELIN = "IBuilder::buildSerializedNetwork: Error Code 1: Myelin (["
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemm.engine.trt_plan import (
+from edgemm.engine.tensorrt.plan import (
     BuildOptions,
     Plan,
     PlanKey,

@@ -14,11 +14,11 @@ from trt_double import VERSIONS, Double, double
 
 from edgemm.engine import targets
 from edgemm.engine.gpu import Gpu
-from edgemm.engine.trt import TensorRTEngine
-from edgemm.engine.trt_build import build_plan
-from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_loaded import LoadedPlan
-from edgemm.engine.trt_plan import BuildOptions, Plan, Profile
+from edgemm.engine.tensorrt.build import build_plan
+from edgemm.engine.tensorrt.flavours import Flavour
+from edgemm.engine.tensorrt.plan import BuildOptions, Plan, Profile
+from edgemm.engine.tensorrt.run.engine import TensorRTEngine
+from edgemm.engine.tensorrt.run.loaded import LoadedPlan
 from edgemm.errors import EngineError
 from edgemm.types import StatePair
 
@@ -413,7 +413,7 @@ def test_another_thread_is_told(rtx: Bench) -> None:
 
 
 def test_bfloat16_comes_as_ml_dtypes(rtx: Bench) -> None:
-    from edgemm.engine.trt_memory import numpy_dtype
+    from edgemm.engine.tensorrt.run.memory import numpy_dtype
 
     assert numpy_dtype("bfloat16").itemsize == 2
     with pytest.raises(EngineError, match="has the type fp77"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgemm.engine.trt_errors import explain
+from edgemm.engine.tensorrt.problems import explain
 from edgemm.errors import EngineError
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from trt_double import double
 
-from edgemm.engine import trt_aot, trt_ops
-from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_ops import OwnPlugins
+from edgemm.engine.tensorrt.flavours import Flavour
+from edgemm.engine.tensorrt.plugins import aot, own
+from edgemm.engine.tensorrt.plugins.own import OwnPlugins
 from edgemm.errors import KernelError
 from edgemm.kernels.attention import AttentionOptions, attention_reference, tile_shared_bytes
 from edgemm.kernels.compile import find_compiler
@@ -88,7 +88,7 @@ def with_compiler() -> int:
 def test_the_ptx_takes_the_arguments_in_their_order(with_compiler: int, head_dim: int) -> None:
     module = plugin_module()
     options = AttentionOptions(head_dim, causal=True)
-    _, implement = trt_aot.make_attention(module, lambda: 87)
+    _, implement = aot.make_attention(module, lambda: 87)
     q, k = Desc((2, 4, 100, head_dim)), Desc((2, 2, 70, head_dim))
     name, ptx, launch, extra = implement(q, k, k, *arguments_of(options), (q,), 0)
     entry = re.search(rf"\.entry {name}\((.*?)\)", ptx, re.S)
@@ -96,7 +96,7 @@ def test_the_ptx_takes_the_arguments_in_their_order(with_compiler: int, head_dim
     kinds = re.findall(r"\.param \.(\w+)", entry[1])
     assert kinds == ["u64"] * 3 + ["u32"] * len(NUMBERS) + ["u64"]
     assert ".target sm_87" in ptx
-    assert list(extra) == [2, 4, 2, 100, 70, 1 << 29, 0, 1, trt_aot.scale_bits(options.softmax_scale)]
+    assert list(extra) == [2, 4, 2, 100, 70, 1 << 29, 0, 1, aot.scale_bits(options.softmax_scale)]
     assert (launch.grid_x, launch.grid_y, launch.grid_z, launch.block_x) == (2, 4, 2, 128)
     assert launch.shared_mem == tile_shared_bytes(head_dim)
 
@@ -109,14 +109,14 @@ def test_the_kernel_agrees_with_the_reference(q_len: int) -> None:
     q = rng.standard_normal((1, 4, q_len, 32)).astype(np.float16)
     k, v = (rng.standard_normal((1, 2, 80, 32)).astype(np.float16) for _ in range(2))
     out = np.full(q.shape, np.nan, np.float16)
-    runner = EmulatorRunner(path_of=lambda source: trt_aot.kernel_source(32))
+    runner = EmulatorRunner(path_of=lambda source: aot.kernel_source(32))
     before, after = options.window_limits
-    numbers = (1, 4, 2, q_len, 80, before, after, 1, trt_aot.scale_bits(options.softmax_scale))
+    numbers = (1, 4, 2, q_len, 80, before, after, 1, aot.scale_bits(options.softmax_scale))
     views = [runner.view(array, "it") for array in (q, k, v, out)]
     params = AotAttention(*(view.pointer for view in views[:3]), *numbers, views[3].pointer)
     runner.launch(
         "attention_aot",
-        trt_aot.kernel_name(32, 10),
+        aot.kernel_name(32, 10),
         params,
         grid=(-(-q_len // 64), 4, 1),
         block=(128,),
@@ -127,7 +127,7 @@ def test_the_kernel_agrees_with_the_reference(q_len: int) -> None:
 
 
 def test_the_output_is_like_q() -> None:
-    describe, _ = trt_aot.make_attention(plugin_module(), lambda: 87)
+    describe, _ = aot.make_attention(plugin_module(), lambda: 87)
     q = Desc((1, 2, 3, 64))
     assert describe(q, q, q, *arguments_of(AttentionOptions(64))).shape_expr == q.shape_expr
     assert list(describe.__annotations__)[:4] == ["q", "k", "v", "head_dim"]
@@ -141,11 +141,11 @@ def test_it_is_used_only_where_it_is_asked_for_and_there(
     flavour = Flavour("tensorrt-rtx" if version == "rtx" else "tensorrt", module.__version__, module)
     played = plugin_module()
     monkeypatch.setitem(sys.modules, f"{module.__name__}.plugin", played)
-    monkeypatch.setattr(trt_ops, "provide_library", lambda: None)
-    monkeypatch.setattr(trt_aot, "_registered", set())
-    assert trt_aot.is_available(flavour) is has
+    monkeypatch.setattr(own, "provide_library", lambda: None)
+    monkeypatch.setattr(aot, "_registered", set())
+    assert aot.is_available(flavour) is has
     for _ in range(2):
         OwnPlugins(ahead_of_time=True).register(flavour)
-    assert set(played.registered) == ({trt_aot.PLUGIN, f"{trt_aot.PLUGIN} aot"} if has else set())
+    assert set(played.registered) == ({aot.PLUGIN, f"{aot.PLUGIN} aot"} if has else set())
     assert (("FusedAttention", "1", "edgemm") in module._creators) is not has
     assert ("FusedAttentionBias", "1", "edgemm") in module._creators

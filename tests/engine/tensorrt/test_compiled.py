@@ -13,11 +13,12 @@ import edgemm
 from edgemm import bundle
 from edgemm.bundle import Bundle
 from edgemm.demo import folder
-from edgemm.engine import compiled, load, trt_flavour
+from edgemm.engine import load
 from edgemm.engine.gpu import Gpu
 from edgemm.engine.onnxruntime import OnnxRuntimeEngine
-from edgemm.engine.trt import TensorRTEngine
-from edgemm.engine.trt_flavour import Flavour
+from edgemm.engine.tensorrt import compiled, flavours
+from edgemm.engine.tensorrt.flavours import Flavour
+from edgemm.engine.tensorrt.run.engine import TensorRTEngine
 from edgemm.errors import EngineError
 
 ORIN = Gpu("Orin", "8.7", integrated=True)
@@ -86,8 +87,8 @@ def test_a_bundle_runs_on_a_jetsons_tensorrt(
     flavour = jetpack()
     driver = HostDriver(device="Orin", arch=87, integrated=True)
     flavour.module._driver = driver  # type: ignore[attr-defined]
-    monkeypatch.setattr(trt_flavour, "get", lambda name: flavour)
-    monkeypatch.setattr(trt_flavour, "flavours", lambda: (flavour,))
+    monkeypatch.setattr(flavours, "get", lambda name: flavour)
+    monkeypatch.setattr(flavours, "installed", lambda: (flavour,))
     monkeypatch.setattr("edgemm.engine.gpu.find_gpu", lambda index=0: ORIN)
     monkeypatch.setitem(TensorRTEngine.__init__.__kwdefaults__, "open_device", driver.open)
     choice = load.choose(demo, "av", engine=engine, precision=precision)  # type: ignore[arg-type]

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from edgemm.engine.file_lock import locked, remove_if_free
-from edgemm.engine.trt_cache import Host, PlanCache, preflight
-from edgemm.engine.trt_plan import Plan, PlanKey, PlanTensor
+from edgemm.engine.tensorrt.cache import Host, PlanCache, preflight
+from edgemm.engine.tensorrt.plan import Plan, PlanKey, PlanTensor
 from edgemm.errors import EngineError
 
 KEY = PlanKey("tensorrt", "10.3.0", "8.7", "Orin", "", "int8", "", "g" * 64, "o" * 64)
@@ -27,8 +27,8 @@ HOST = Host("tensorrt", "10.3.0", "8.7", "Orin", integrated=True)
 BUILDER = """
 import sys, time
 from pathlib import Path
-from edgemm.engine.trt_cache import PlanCache
-from edgemm.engine.trt_plan import Plan, PlanKey, PlanTensor
+from edgemm.engine.tensorrt.cache import PlanCache
+from edgemm.engine.tensorrt.plan import Plan, PlanKey, PlanTensor
 
 folder, log, seconds, size = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 key = PlanKey("tensorrt", "10.3.0", "8.7", "Orin", "", "int8", "", "g" * 64, "o" * 64)

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgemm.device import open_device
-from edgemm.engine import trt_aot
-from edgemm.engine.rtx_library import provide_library
-from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_memory import DeviceTensor
+from edgemm.engine.tensorrt.flavours import Flavour
+from edgemm.engine.tensorrt.plugins import aot
+from edgemm.engine.tensorrt.rtx_library import provide_library
+from edgemm.engine.tensorrt.run.memory import DeviceTensor
 from edgemm.errors import EngineError, KernelError
 from edgemm.kernels.attention import HEAD_DIMS, AttentionKernel, AttentionOptions
 from edgemm.kernels.launch import CudaRunner, Runner
@@ -41,7 +41,7 @@ _FLOAT16, _BFLOAT16 = 10, 16
 class OwnPlugins:
     """edgemm's plugins. `make_runner` gives what launches the kernels, asked for when the first one is to run.
 
-    With `ahead_of_time`, attention becomes an ahead-of-time plugin where the version has them (`trt_aot`).
+    With `ahead_of_time`, attention becomes an ahead-of-time plugin where the version has them (`aot`).
     """
 
     def __init__(self, make_runner: Callable[[], Runner] | None = None, *, ahead_of_time: bool = False) -> None:
@@ -54,10 +54,10 @@ class OwnPlugins:
         """Hash of the CUDA sources and of the Python that launches them, in hex."""
         state = hashlib.sha256()
         here = Path(__file__).resolve()
-        kernels = here.parents[1] / "kernels"
+        kernels = here.parents[3] / "kernels"
         python = [
             here,
-            here.with_name("trt_aot.py"),
+            here.with_name("aot.py"),
             *(kernels / name for name in ("attention.py", "log_mel.py", "log_mel_cuda.py")),
         ]
         for file in (*sorted(source_dir().rglob("*.cu*")), *python):
@@ -71,9 +71,9 @@ class OwnPlugins:
         if flavour.name == "tensorrt-rtx":
             provide_library()
         registry = flavour.module.get_plugin_registry()
-        ahead_of_time = self.ahead_of_time and trt_aot.is_available(flavour)
+        ahead_of_time = self.ahead_of_time and aot.is_available(flavour)
         if ahead_of_time:
-            trt_aot.register_attention(flavour, lambda: open_device().arch)
+            aot.register_attention(flavour, lambda: open_device().arch)
         for op in OPERATORS:
             if ahead_of_time and op == "FusedAttention":
                 continue

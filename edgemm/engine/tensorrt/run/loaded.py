@@ -9,15 +9,15 @@ from typing import Any
 
 from edgemm import cache
 from edgemm.device import Device, open_device
-from edgemm.engine import trt_flavour
 from edgemm.engine.gpu import find_gpu, gpu_of
-from edgemm.engine.trt_cache import Host, preflight
-from edgemm.engine.trt_errors import explain, parser_problems
-from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_jit import JitCache
-from edgemm.engine.trt_log import construct, make_logger
-from edgemm.engine.trt_plan import Plan
-from edgemm.engine.trt_plugins import Plugins
+from edgemm.engine.tensorrt import flavours
+from edgemm.engine.tensorrt.cache import Host, preflight
+from edgemm.engine.tensorrt.flavours import Flavour
+from edgemm.engine.tensorrt.log import construct, make_logger
+from edgemm.engine.tensorrt.plan import Plan
+from edgemm.engine.tensorrt.plugins.protocol import Plugins
+from edgemm.engine.tensorrt.problems import explain, parser_problems
+from edgemm.engine.tensorrt.run.jit import JitCache
 from edgemm.errors import EngineError
 
 
@@ -135,7 +135,7 @@ class LoadedPlan:
             )
 
     def _load(self) -> None:
-        flavour = self._given_flavour or trt_flavour.get(self.plan.key.flavour)
+        flavour = self._given_flavour or flavours.get(self.plan.key.flavour)
         self._flavour = flavour
         device = self._open_device()
         device.__enter__()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.bundle import atomic_file
-from edgemm.engine.trt_cache import refuse_foreign
+from edgemm.engine.tensorrt.cache import refuse_foreign
 from edgemm.errors import BundleError, EngineError
 
 _HASH_BYTES = 32

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Tuple, Union  # noqa: UP035
 
-from edgemm.engine.trt_flavour import Flavour
+from edgemm.engine.tensorrt.flavours import Flavour
 from edgemm.kernels.attention import tile_shared_bytes
 from edgemm.kernels.compile import compile_kernel
 from edgemm.kernels.sources import source_dir

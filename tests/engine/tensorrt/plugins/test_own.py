@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from trt_double import VERSIONS, Double, double
 
-from edgemm.engine import trt_ops
-from edgemm.engine.rtx_library import empty_library
-from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_ops import NAMESPACE, OPERATORS, VERSION, OwnPlugins, field_text
+from edgemm.engine.tensorrt.flavours import Flavour
+from edgemm.engine.tensorrt.plugins import own
+from edgemm.engine.tensorrt.plugins.own import NAMESPACE, OPERATORS, VERSION, OwnPlugins, field_text
+from edgemm.engine.tensorrt.rtx_library import empty_library
 from edgemm.errors import EngineError
 from edgemm.kernels.attention import AttentionOptions, attention_reference
 from edgemm.kernels.launch import EmulatorRunner, View
@@ -54,7 +54,7 @@ class Expressions:
 
 @pytest.fixture(params=list(VERSIONS))
 def flavour(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flavour]:
-    monkeypatch.setattr(trt_ops, "provide_library", lambda: None)
+    monkeypatch.setattr(own, "provide_library", lambda: None)
     module = double(request.param)
     name = "tensorrt-rtx" if request.param == "rtx" else "tensorrt"
     return Flavour(name, module.__version__, module)  # type: ignore[arg-type,return-value]
@@ -120,7 +120,7 @@ def test_the_digest_follows_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_pat
     before = OwnPlugins().digest
     assert len(before) == 64
     (tmp_path / "other.cu").write_text("")
-    monkeypatch.setattr(trt_ops, "source_dir", lambda: tmp_path)
+    monkeypatch.setattr(own, "source_dir", lambda: tmp_path)
     assert OwnPlugins().digest != before
 
 
@@ -202,7 +202,7 @@ def test_a_name_that_is_taken_is_told(flavour: Flavour, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def newest(monkeypatch: pytest.MonkeyPatch) -> Flavour:
-    monkeypatch.setattr(trt_ops, "provide_library", lambda: None)
+    monkeypatch.setattr(own, "provide_library", lambda: None)
     module = double("11.4")
     return Flavour("tensorrt", module.__version__, module)
 
@@ -265,7 +265,7 @@ def test_the_empty_library_lends_its_name_to_another(tmp_path: Path) -> None:
 
 
 def test_a_library_that_is_not_loaded_cannot_lend_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgemm.engine import rtx_library
+    from edgemm.engine.tensorrt import rtx_library
 
     monkeypatch.setattr(rtx_library, "UNVERSIONED", "libedgemm_absent.so")
     with pytest.raises(EngineError, match="Put a link of that name"):

@@ -15,12 +15,12 @@ from typing import Any
 
 from edgemm.engine.gpu import Gpu
 from edgemm.engine.targets import Target
-from edgemm.engine.trt_errors import Problem, builder_problems, parser_problems
-from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_log import Log, construct, make_logger
-from edgemm.engine.trt_plan import BuildOptions, Plan, PlanKey, PlanLayer, PlanTensor, Profile, ShapeRange
-from edgemm.engine.trt_plugins import Plugins
-from edgemm.engine.trt_timing import TimingCacheFile
+from edgemm.engine.tensorrt.flavours import Flavour
+from edgemm.engine.tensorrt.log import Log, construct, make_logger
+from edgemm.engine.tensorrt.plan import BuildOptions, Plan, PlanKey, PlanLayer, PlanTensor, Profile, ShapeRange
+from edgemm.engine.tensorrt.plugins.protocol import Plugins
+from edgemm.engine.tensorrt.problems import Problem, builder_problems, parser_problems
+from edgemm.engine.tensorrt.timing import TimingCacheFile
 from edgemm.errors import EngineError
 
 _DTYPES = {

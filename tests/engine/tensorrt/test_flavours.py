@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from trt_double import double
 
-from edgemm.engine import trt_flavour
 from edgemm.engine.gpu import Gpu, find_gpu, gpu_of
+from edgemm.engine.tensorrt import flavours
 from edgemm.errors import EngineError, MissingExtraError, UsageError
 
 HERE = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -18,7 +18,7 @@ HERE = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 @pytest.fixture(autouse=True)
 def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(trt_flavour, "SYSTEM_FOLDERS", ())
+    monkeypatch.setattr(flavours, "SYSTEM_FOLDERS", ())
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
     yield
@@ -35,61 +35,61 @@ def system(folder: Path, python: str, text: str = "__version__ = '10.3.0'\nclass
 def test_what_is_there_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", double("10.13"))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", double("rtx"))
-    found = trt_flavour.flavours()
+    found = flavours.installed()
     assert [(flavour.name, flavour.version) for flavour in found] == [
         ("tensorrt", "10.13.3"),
         ("tensorrt-rtx", "1.7.1"),
     ]
     assert [flavour.builds_without_gpu for flavour in found] == [False, True]
     assert [flavour.title for flavour in found] == ["TensorRT 10.13.3", "TensorRT for RTX 1.7.1"]
-    assert trt_flavour.get("tensorrt") == found[0]
+    assert flavours.get("tensorrt") == found[0]
 
 
 def test_nothing_there() -> None:
-    assert trt_flavour.flavours() == ()
+    assert flavours.installed() == ()
     with pytest.raises(MissingExtraError, match=r'pip install "edgemm\[rtx\]"'):
-        trt_flavour.get("tensorrt-rtx")
+        flavours.get("tensorrt-rtx")
     with pytest.raises(MissingExtraError, match=r'pip install "edgemm\[tensorrt\]"'):
-        trt_flavour.get("tensorrt")
+        flavours.get("tensorrt")
     with pytest.raises(UsageError, match='engine name "cuda"; expected one of: tensorrt, tensorrt-rtx'):
-        trt_flavour.get("cuda")
+        flavours.get("cuda")
 
 
 def test_a_stub_of_that_name_is_no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     import types
 
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", types.ModuleType("tensorrt_rtx"))
-    assert trt_flavour.flavours() == ()
+    assert flavours.installed() == ()
 
 
 def test_jetpacks_own_is_loaded_from_a_venv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delitem(sys.modules, "tensorrt")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(trt_flavour, "SYSTEM_FOLDERS", (system(tmp_path, "python2.7"), system(tmp_path, HERE)))
-    assert trt_flavour.get("tensorrt").version == "10.3.0"
+    monkeypatch.setattr(flavours, "SYSTEM_FOLDERS", (system(tmp_path, "python2.7"), system(tmp_path, HERE)))
+    assert flavours.get("tensorrt").version == "10.3.0"
     assert str(tmp_path) not in sys.path
 
 
 def test_jetpacks_own_for_another_python_is_a_hint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delitem(sys.modules, "tensorrt")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(trt_flavour, "SYSTEM_FOLDERS", (system(tmp_path, "python3.1"),))
+    monkeypatch.setattr(flavours, "SYSTEM_FOLDERS", (system(tmp_path, "python3.1"),))
     with pytest.raises(EngineError, match=r"python3.1.*this Python 3\.\d+ cannot load it.*--system-site-packages"):
-        trt_flavour.get("tensorrt")
-    assert trt_flavour.hidden_hint([]) is None
+        flavours.get("tensorrt")
+    assert flavours.hidden_hint([]) is None
 
 
 def test_jetpacks_own_that_does_not_load_is_a_hint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delitem(sys.modules, "tensorrt")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     folder = system(tmp_path, HERE, "raise ImportError('libnvinfer.so.10: cannot open shared object file')")
-    monkeypatch.setattr(trt_flavour, "SYSTEM_FOLDERS", (folder,))
+    monkeypatch.setattr(flavours, "SYSTEM_FOLDERS", (folder,))
     with pytest.raises(EngineError, match="--system-site-packages"):
-        trt_flavour.get("tensorrt")
+        flavours.get("tensorrt")
 
 
 def test_names_are_probed() -> None:
-    flavour = trt_flavour.Flavour("tensorrt", "10.3.0", double("10.3"))
+    flavour = flavours.Flavour("tensorrt", "10.3.0", double("10.3"))
     assert "FP16" in flavour.members("BuilderFlag")
     assert flavour.members("ComputeCapability") == ()
     assert flavour.get("IRuntimeConfig") is None

@@ -17,9 +17,9 @@ from trt_double import VERSIONS, Double, double
 
 from edgemm.engine import targets
 from edgemm.engine.gpu import Gpu
-from edgemm.engine.trt_build import Progress, TensorRTRefused, build_plan, plan_key
-from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_plan import BuildOptions, Plan
+from edgemm.engine.tensorrt.build import Progress, TensorRTRefused, build_plan, plan_key
+from edgemm.engine.tensorrt.flavours import Flavour
+from edgemm.engine.tensorrt.plan import BuildOptions, Plan
 from edgemm.errors import EngineError
 
 ORIN = Gpu("Orin", "8.7", integrated=True)

@@ -8,9 +8,10 @@ import trt_graphs
 from onnx import NodeProto, TensorProto, helper
 from require import require
 
-from edgemm.engine import targets, trt_flavour
-from edgemm.engine.trt_build import TensorRTRefused, build_plan
-from edgemm.engine.trt_plan import BuildOptions
+from edgemm.engine import targets
+from edgemm.engine.tensorrt import flavours
+from edgemm.engine.tensorrt.build import TensorRTRefused, build_plan
+from edgemm.engine.tensorrt.plan import BuildOptions
 from edgemm.graph import check, from_bytes
 
 SIZE = 8
@@ -73,7 +74,7 @@ def test_check_knows(model: bytes, builds: bool) -> None:
 @pytest.mark.parametrize(("model", "builds"), CASES, ids=NAMES)
 def test_the_compiler_does_what_check_says(model: bytes, builds: bool) -> None:
     require("tensorrt_rtx", "rtx")
-    arguments = {"flavour": trt_flavour.get("tensorrt-rtx"), "graph": "g", "precision": "fp32"}
+    arguments = {"flavour": flavours.get("tensorrt-rtx"), "graph": "g", "precision": "fp32"}
     if builds:
         assert build_plan(model, BuildOptions(), targets.get("rtx-sm86"), **arguments).data  # type: ignore[arg-type]
     else:

@@ -10,12 +10,12 @@ from typing import Any
 
 from edgemm.device import Device, Graph, Stream, array_view, open_device, stream_handle
 from edgemm.engine.protocol import LayerTime
-from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_loaded import LoadedPlan
-from edgemm.engine.trt_memory import DeviceTensor, TensorMemory
-from edgemm.engine.trt_outputs import Outputs, make_allocator
-from edgemm.engine.trt_plan import Plan, PlanTensor
-from edgemm.engine.trt_plugins import Plugins
+from edgemm.engine.tensorrt.flavours import Flavour
+from edgemm.engine.tensorrt.plan import Plan, PlanTensor
+from edgemm.engine.tensorrt.plugins.protocol import Plugins
+from edgemm.engine.tensorrt.run.loaded import LoadedPlan
+from edgemm.engine.tensorrt.run.memory import DeviceTensor, TensorMemory
+from edgemm.engine.tensorrt.run.outputs import Outputs, make_allocator
 from edgemm.errors import DeviceError, EngineError
 from edgemm.types import Array, StatePair, Tensors, TensorSpec
 

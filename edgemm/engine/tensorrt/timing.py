@@ -8,7 +8,7 @@ from typing import Any
 
 from edgemm.bundle import atomic_file
 from edgemm.engine.file_lock import locked
-from edgemm.engine.trt_flavour import Flavour
+from edgemm.engine.tensorrt.flavours import Flavour
 from edgemm.errors import BundleError, EngineError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgemm.engine.trt_memory import TensorMemory
+from edgemm.engine.tensorrt.run.memory import TensorMemory
 
 
 class Outputs:

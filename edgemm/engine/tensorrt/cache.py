@@ -12,7 +12,7 @@ from typing import Literal
 from edgemm import cache
 from edgemm.bundle import atomic_file
 from edgemm.engine.file_lock import locked, remove_if_free
-from edgemm.engine.trt_plan import Plan, PlanKey, key_of, read_plan
+from edgemm.engine.tensorrt.plan import Plan, PlanKey, key_of, read_plan
 from edgemm.errors import BundleError, EngineError
 
 _SUFFIX = ".plan"

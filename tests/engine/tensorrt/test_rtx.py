@@ -16,13 +16,14 @@ from require import require
 
 import edgemm
 from edgemm import bundle
-from edgemm.engine import compiled, targets, trt_flavour
+from edgemm.engine import targets
 from edgemm.engine.gpu import Gpu, find_gpu
-from edgemm.engine.trt import TensorRTEngine
-from edgemm.engine.trt_build import Progress, TensorRTRefused, build_plan, plan_key
-from edgemm.engine.trt_cache import Host, PlanCache, preflight
-from edgemm.engine.trt_ops import OwnPlugins
-from edgemm.engine.trt_plan import BuildOptions, Plan, Profile, read_plan
+from edgemm.engine.tensorrt import compiled, flavours
+from edgemm.engine.tensorrt.build import Progress, TensorRTRefused, build_plan, plan_key
+from edgemm.engine.tensorrt.cache import Host, PlanCache, preflight
+from edgemm.engine.tensorrt.plan import BuildOptions, Plan, Profile, read_plan
+from edgemm.engine.tensorrt.plugins.own import OwnPlugins
+from edgemm.engine.tensorrt.run.engine import TensorRTEngine
 from edgemm.errors import EngineError
 from edgemm.graph import Model, load, ops
 from edgemm.graph.passes import ToHalf
@@ -32,8 +33,8 @@ from edgemm.options import LogMelOptions, MfccOptions
 
 require("tensorrt_rtx", "rtx")
 
-DEMO = Path(__file__).parents[2] / "calibration" / "av_digits"
-FLAVOUR = trt_flavour.get("tensorrt-rtx")
+DEMO = Path(__file__).parents[3] / "calibration" / "av_digits"
+FLAVOUR = flavours.get("tensorrt-rtx")
 EVERY = ["rtx-sm75", "rtx-sm80", "rtx-sm86", "rtx-sm89", "rtx-sm120"]
 
 
@@ -166,7 +167,7 @@ def test_ctrl_c_ends_the_program_as_it_should() -> None:
     )
     here = Path(__file__).parent
     ran = subprocess.run(
-        [sys.executable, "-c", script, str(here), str(here.parent / "support")],
+        [sys.executable, "-c", script, str(here), str(here.parents[1] / "support")],
         capture_output=True,
         text=True,
         timeout=120,
@@ -215,9 +216,9 @@ def test_kill_9_during_a_real_build_leaves_no_entry(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "import test_rtx, trt_graphs\n"
         "from edgemm.engine import targets\n"
-        "from edgemm.engine.trt_build import plan_key\n"
-        "from edgemm.engine.trt_cache import PlanCache\n"
-        "from edgemm.engine.trt_plan import BuildOptions\n"
+        "from edgemm.engine.tensorrt.build import plan_key\n"
+        "from edgemm.engine.tensorrt.cache import PlanCache\n"
+        "from edgemm.engine.tensorrt.plan import BuildOptions\n"
         "def die(step):\n"
         "    if step.phase == 'Optimizing graph': os.kill(os.getpid(), signal.SIGKILL)\n"
         "key = plan_key(test_rtx.FLAVOUR, BuildOptions(), targets.get('rtx-sm86'), graph='g', precision='fp32')\n"
@@ -225,7 +226,7 @@ def test_kill_9_during_a_real_build_leaves_no_entry(tmp_path: Path) -> None:
     )
     here = Path(__file__).parent
     folder = tmp_path / "plans"
-    arguments = [sys.executable, "-c", script, str(here), str(here.parent / "support"), str(folder)]
+    arguments = [sys.executable, "-c", script, str(here), str(here.parents[1] / "support"), str(folder)]
     ran = subprocess.run(arguments, capture_output=True, timeout=120, check=False)
     assert ran.returncode == -signal.SIGKILL
     cache = PlanCache(folder)

@@ -63,7 +63,7 @@ class Flavour:
         return hasattr(self.get("IBuilderConfig"), "set_compute_capability")
 
 
-def flavours() -> tuple[Flavour, ...]:
+def installed() -> tuple[Flavour, ...]:
     """Return every TensorRT that can be imported here, TensorRT proper first."""
     found = []
     for name in get_args(Name):

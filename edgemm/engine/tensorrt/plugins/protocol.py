@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edgemm.engine.trt_flavour import Flavour
+from edgemm.engine.tensorrt.flavours import Flavour
 
 
 class Plugins(Protocol):
-    """The plugins that a graph needs; `edgemm.engine.trt_ops` makes one."""
+    """The plugins that a graph needs; `edgemm.engine.tensorrt.plugins.own` makes one."""
 
     @property
     def digest(self) -> str:

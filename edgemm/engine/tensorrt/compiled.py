@@ -8,12 +8,14 @@ from pathlib import Path
 
 from edgemm import cache
 from edgemm.bundle import Bundle, ModelEntry, Variant
-from edgemm.engine import targets, trt_build, trt_flavour, trt_plan
+from edgemm.engine import targets
 from edgemm.engine.gpu import Gpu, find_gpu
 from edgemm.engine.targets import Target
-from edgemm.engine.trt_cache import Host, PlanCache, preflight
-from edgemm.engine.trt_flavour import Flavour
-from edgemm.engine.trt_plan import BuildOptions, Plan, PlanKey
+from edgemm.engine.tensorrt import flavours
+from edgemm.engine.tensorrt.build import Progress, build_plan, dla_cores, plan_key
+from edgemm.engine.tensorrt.cache import Host, PlanCache, preflight
+from edgemm.engine.tensorrt.flavours import Flavour
+from edgemm.engine.tensorrt.plan import BuildOptions, Plan, PlanKey, profiles_of, read_plan
 from edgemm.errors import EngineError
 from edgemm.recipe import Recipe
 
@@ -37,7 +39,7 @@ def options_for(recipe: Recipe, model: str, entry: ModelEntry) -> BuildOptions:
     wanted = recipe.tensorrt
     ranges = {name: sizes for name, sizes in recipe.models[model].dims.items() if isinstance(sizes, list)}
     return BuildOptions(
-        profiles=trt_plan.profiles_of(entry.inputs, ranges),
+        profiles=profiles_of(entry.inputs, ranges),
         memory_pools={pool: megabytes << 20 for pool, megabytes in wanted.memory_pools_mb.items()},
         optimization_level=wanted.optimization_level,
         tactic_sources=None if wanted.tactic_sources is None else tuple(wanted.tactic_sources),
@@ -72,12 +74,12 @@ def compile_for(
     """Compile one graph, with progress in words. Raises EngineError."""
     phases: set[str] = set()
 
-    def progress(step: trt_build.Progress) -> None:
+    def progress(step: Progress) -> None:
         if tell is not None and not step.parent and step.phase not in phases:
             phases.add(step.phase)
             tell(f"{flavour.title}: {step.phase}")
 
-    return trt_build.build_plan(
+    return build_plan(
         model,
         options,
         target,
@@ -108,8 +110,8 @@ def plan_for_device(
     entry = bundle.models[model]
     options = options_for(bundle.recipe, model, entry)
     member, digest, data = graph_member(entry.variants[precision])
-    key = trt_build.plan_key(flavour, options, target, graph=digest, precision=precision, gpu=gpu)
-    cores = trt_build.dla_cores(flavour) if options.dla_core is not None else 0
+    key = plan_key(flavour, options, target, graph=digest, precision=precision, gpu=gpu)
+    cores = dla_cores(flavour) if options.dla_core is not None else 0
     host = Host(flavour.name, flavour.version, gpu.compute_capability, gpu.name, gpu.integrated, cores)
     notes: list[str] = []
     weights = bundle.read(member) if options.strip_weights and data is None else None
@@ -121,7 +123,7 @@ def plan_for_device(
         except EngineError as error:
             notes.append(str(error))
             continue
-        return Found(trt_plan.read_plan(bundle.read(listed.file)), "bundle", tuple(notes), weights)
+        return Found(read_plan(bundle.read(listed.file)), "bundle", tuple(notes), weights)
 
     def build() -> Plan:
         if tell is not None:
@@ -151,8 +153,8 @@ def extracted(bundle: Bundle, member: str, data: str, digest: str) -> Path:
 def flavour_for(engine: str) -> Flavour | None:
     """The TensorRT that an engine's name asks for; for "auto" the first that is here, or None.
 
-    Raises what `trt_flavour.get` raises if one is asked for by name.
+    Raises what `flavours.get` raises if one is asked for by name.
     """
     if engine == "auto":
-        return next(iter(trt_flavour.flavours()), None)
-    return trt_flavour.get(engine)
+        return next(iter(flavours.installed()), None)
+    return flavours.get(engine)

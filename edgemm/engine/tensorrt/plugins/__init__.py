@@ -1,0 +1,1 @@
+"""edgemm's own operators as TensorRT plugins."""
