@@ -36,6 +36,7 @@ ALLOWED = {
     "inputs": {*BASE, "recipe", "stream"},
     "runner": {*BASE, "bundle", "engine", "stream", "inputs", "session"},
     "profiler": {*LOW, "recipe", "bundle", "engine", "stream", "inputs", "session", "runner"},
+    "simulate": {*BASE, "bundle", "engine", "stream", "inputs", "session", "profiler"},
     "demo": {*BASE, "recipe", "bundle", "engine", "stream", "builder", "runner", "profiler"},
 }
 

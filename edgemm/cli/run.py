@@ -72,6 +72,19 @@ def run(
     threads: Annotated[int, typer.Option(min=1, help="Threads inside an operator.")] = 1,
     fps: Annotated[float, typer.Option(min=0.001, help="Rate of a folder of images.")] = 25.0,
     summary: Annotated[Path | None, typer.Option(help="Write the closing summary as JSON.", metavar="FILE")] = None,
+    simulate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run in simulated time as fast as this profile's device: `edgemm profile --json`.",
+            metavar="LATENCY.json",
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(min=0.001, help="With --simulate: an engine so many times as slow.")
+    ] = None,
+    json_out: Annotated[
+        bool, typer.Option("--json", help="Print the closing summary as JSON, and nothing else.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Run a bundle and give results with the age of what they rest on.
@@ -91,26 +104,53 @@ def run(
       edgemm run out.edgemm --replay session.mkv
 
       edgemm run out.edgemm --mic-device "USB" --camera-device rtsp://192.168.1.7/live
+
+      edgemm run out.edgemm --input clip.mp4 --simulate orin_nano.json
     """
     import edgemm
-    from edgemm.cli.tables import summary_table
+    from edgemm.cli.tables import simulation_table, summary_table
     from edgemm.errors import UsageError
     from edgemm.stream.sinks.console import ConsoleSink
     from edgemm.stream.sinks.jsonl import JsonLinesSink
     from edgemm.stream.sinks.protocol import Sink
 
     mic, camera = mic or mic_device is not None, camera or camera_device is not None
+    if simulate is None and scale is not None:
+        raise UsageError("--scale slows the engine of a simulation: give --simulate LATENCY.json, too.")
+    if simulate is not None and (mic or camera or clock or record or replay):
+        raise UsageError("A simulation makes its own time: without --mic, --camera, --clock, --record and --replay.")
     if replay is None and clock is None:
         clock = ClockChoice.wall
-    if input_ is None and not mic and not camera and replay is None:
+    if input_ is None and not mic and not camera and replay is None and simulate is None:
         raise UsageError("Nothing to run on. Give a recording: --input FILE, --input synthetic, or --mic and --camera")
     # As Ctrl-C: sources and sinks are closed in order, and what was recorded is kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sinks: list[Sink] = []
     if output is not None:
         sinks.append(JsonLinesSink(output))
-    elif not quiet:
+    elif not quiet and not json_out and simulate is None:
         sinks.append(ConsoleSink())
+    if simulate is not None:
+        from edgemm import simulate as simulations
+
+        forecast = simulations.simulate(
+            bundle,
+            simulate,
+            input=input_,
+            duration_s=duration,
+            scale=1.0 if scale is None else scale,
+            sinks=sinks,
+            engine=engine.value,
+            precision=precision.value,
+            threads=threads,
+            fps=fps,
+        )
+        if summary is not None:
+            summary.write_bytes(forecast.to_json())
+        if not quiet:
+            text = forecast.to_json().decode() if json_out else simulation_table(forecast)
+            typer.echo(text, err=output == "-")
+        return
     done = edgemm.run(
         bundle,
         input=input_,
@@ -130,4 +170,4 @@ def run(
     if summary is not None:
         summary.write_bytes(done.to_json())
     if not quiet:
-        typer.echo(summary_table(done), err=output == "-")
+        typer.echo(done.to_json().decode() if json_out else summary_table(done), err=output == "-")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edgemm.builder import BuildReport
     from edgemm.profiler.percentiles import Percentiles
     from edgemm.profiler.report import ProfileReport
+    from edgemm.simulate import SimulationReport
     from edgemm.stream.results import Summary
 
 _LAYERS_SHOWN = 8
@@ -84,6 +85,38 @@ def summary_table(summary: Summary) -> str:
             for name, clock in summary.clocks.items()
         ]
         lines.append(table(["clock of", "drift ppm", "jitter ms", "reconnects"], rows))
+    return "\n".join(lines)
+
+
+def simulation_table(report: SimulationReport) -> str:
+    """What a simulation found, for people."""
+    slower = "" if report.scale == 1 else f", its engine {report.scale:g} times as slow"
+    lines = [f"Simulated {report.summary.duration_ns / 1e9:.1f} s on: {report.machine}{slower} ({report.profile})"]
+    if not report.same_bundle:
+        lines.append("note: the profile was measured on another bundle than this one")
+    rows = []
+    for name, found in report.models.items():
+        account = report.summary.models[name]
+        ages = [_number(None if age is None else age / 1e6, ".1f") for age in (found.age_p50_ns, found.age_p99_ns)]
+        if not trusted(99, account.made):
+            ages[1] = "-"
+        rows.append(
+            [
+                name,
+                str(account.due),
+                str(account.made),
+                _causes(account.skipped),
+                f"{found.dropped_share:.1%}",
+                *ages,
+                str(account.deadlines_missed),
+                f"{found.busy_share:.1%}",
+                found.engine,
+            ]
+        )
+    header = ["model", "due", "made", "skipped", "for overload", "age ms p50", "p99", "late", "busy", "engine profiled"]
+    lines.append(table(header, rows))
+    rows = [[name, str(a.captured), str(a.used), _causes(a.dropped)] for name, a in report.summary.streams.items()]
+    lines.append(table(["stream", "captured", "used", "dropped"], rows))
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ class Percentiles:
 
     count: int
     mean_ns: float
+    min_ns: int
     p50_ns: float
     p90_ns: float
     p99_ns: float
@@ -26,7 +27,14 @@ class Percentiles:
         values = np.asarray(times_ns, np.int64)
         p50, p90, p99, p999 = np.percentile(values, (50, 90, 99, 99.9))
         return cls(
-            len(values), float(values.mean()), float(p50), float(p90), float(p99), float(p999), int(values.max())
+            count=len(values),
+            mean_ns=float(values.mean()),
+            min_ns=int(values.min()),
+            p50_ns=float(p50),
+            p90_ns=float(p90),
+            p99_ns=float(p99),
+            p999_ns=float(p999),
+            max_ns=int(values.max()),
         )
 
 

@@ -12,7 +12,7 @@ from edgemm.engine.protocol import LayerTime
 from edgemm.errors import SinkError, UsageError
 from edgemm.profiler.percentiles import Percentiles
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
