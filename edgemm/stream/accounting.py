@@ -65,3 +65,24 @@ class ModelAccount:
 def by_name(counter: Counter[str]) -> dict[str, int]:
     """A counter as a plain dict in the order of its keys, so that it is written the same every time."""
     return {cause: counter[cause] for cause in sorted(counter) if counter[cause]}
+
+
+@dataclass(frozen=True)
+class SinkAccount:
+    """What became of the results that one sink was given: taken = written + dropped + pending."""
+
+    taken: int
+    written: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """By cause, sorted."""
+    pending: int = 0
+    """Waiting for the sink to write them; 0 once the run is over."""
+
+    def check(self, sink: str) -> None:
+        """Raise AccountingError if the numbers do not add up."""
+        known = self.written + sum(self.dropped.values()) + self.pending
+        if self.taken != known:
+            raise AccountingError(
+                f'Sink "{sink}": {self.taken} results taken, but written {self.written} + dropped '
+                f"{sum(self.dropped.values())} + pending {self.pending} = {known}. Please report this as a bug."
+            )

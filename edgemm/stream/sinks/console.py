@@ -25,6 +25,11 @@ class ConsoleSink:
         self._newest: dict[str, Result] = {}
         self._counts: dict[str, int] = {}
 
+    @property
+    def name(self) -> str:
+        """For the accounts."""
+        return "terminal"
+
     def __enter__(self) -> ConsoleSink:
         from rich.console import Console
         from rich.live import Live

@@ -24,6 +24,11 @@ class JsonLinesSink:
         self._file = -1
         self._good_bytes = 0
 
+    @property
+    def name(self) -> str:
+        """For the accounts."""
+        return "jsonl" if self._path == "-" else f"jsonl {self._path}"
+
     def __enter__(self) -> JsonLinesSink:
         if self._path == "-":
             self._file = os.dup(1)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Literal
 
 from edgemm.stream.results import Result
 
 
 class MemorySink:
     """Keeps every result in `results`, which stays readable after the run."""
+
+    never_waits: Literal[True] = True
 
     def __init__(self) -> None:
         self.results: list[Result] = []
