@@ -25,9 +25,9 @@ from edgemm.engine.load import EngineName, choose
 from edgemm.engine.protocol import Engine
 from edgemm.errors import RecipeError
 from edgemm.frontend.image import Image
-from edgemm.frontend.log_mel import LogMel, Mfcc
+from edgemm.frontend.log_mel import LogMel, Mfcc, Spectrum
 from edgemm.kernels.log_mel import DELTA_REACH, window_offset
-from edgemm.options import ImageOptions, LogMelOptions, MfccOptions
+from edgemm.options import ImageOptions, LogMelOptions, MfccOptions, SpectrumOptions
 from edgemm.recipe import (
     AudioStream,
     Embedding,
@@ -40,7 +40,7 @@ from edgemm.recipe import (
     streamed,
     window_frames,
 )
-from edgemm.stream.accounting import AccountingError
+from edgemm.stream.accounting import AccountingError, ModelAccount, StreamAccount
 from edgemm.stream.capture import QUEUE_PICTURES, QUEUE_SECONDS
 from edgemm.stream.clock import Clock, VirtualClock
 from edgemm.stream.decode import Decoded, Decoder, decoder, score_of
@@ -200,8 +200,8 @@ class Session:
 
     def steps(self) -> Iterator[Result]:
         """Make the steps that are ready, and give their results one by one."""
-        while (step := self._scheduler.next_step(self.clock.now_ns())) is not None:
-            yield self._make(step)
+        while (step := self._scheduler.next_step(now_ns := self.clock.now_ns())) is not None:
+            yield self._make(step, now_ns)
 
     def queue_limits(self) -> dict[str, int]:
         """How many frames of each stream may wait for the session: two seconds of sound, some pictures."""
@@ -210,6 +210,10 @@ class Session:
             name: QUEUE_SECONDS * BLOCKS_PER_SECOND if isinstance(streams[name], AudioStream) else QUEUE_PICTURES
             for name in self._stream_names()
         }
+
+    def accounts(self) -> tuple[dict[str, StreamAccount], dict[str, ModelAccount]]:
+        """The accounts of streams and models in the middle of the run, checked; reads no clock."""
+        return self._scheduler.close(complete=False)
 
     def summary(self, *, interrupted: bool = False) -> Summary:
         """The accounts, checked. Raises AccountingError if a frame or a step is missing."""
@@ -232,50 +236,70 @@ class Session:
 
     # One step.
 
-    def _make(self, step: Step) -> Result:
+    def _make(self, step: Step, begun_ns: int) -> Result:
+        # Every line runs on caches that the last inference has emptied: what can be worked out before, is.
         runner = self._runners[step.model]
-        begun_ns = 0 if self._is_virtual else self.clock.now_ns()
-        t0 = time.perf_counter_ns()
+        engine = runner.engine
+        now = time.perf_counter_ns
+        t0 = now()
         if step.reset is not None:
-            runner.engine.reset()
-        for (video, _), numbers in zip(runner.video, step.video, strict=True):
-            video.prepare(numbers)
-        t1 = time.perf_counter_ns()
-        for (audio, _), row in zip(runner.audio, step.audio, strict=True):
-            audio.fill(row)
-        for (video, _), numbers in zip(runner.video, step.video, strict=True):
-            video.fill(numbers)
+            engine.reset()
+        for window, numbers in zip(runner.video, step.video):  # noqa: B905  # as many, by construction
+            window.prepare(numbers)
+        t1 = now()
+        for sound, row in zip(runner.audio, step.audio):  # noqa: B905
+            sound.fill(row)
+        for window, numbers in zip(runner.video, step.video):  # noqa: B905
+            window.fill(numbers)
         if self._on_feeds is not None:
             self._on_feeds(step.model, runner.tensors)
-        t2 = time.perf_counter_ns()
-        raw = runner.engine.run(runner.tensors)
-        t3 = time.perf_counter_ns()
-        outputs: dict[str, Decoded] = {}
-        for name, decode in runner.decoders:
-            outputs[name] = decode(raw[name])
-        for consumer, input_name, held, name in runner.consumers:
-            held.fill(raw[name])
-            consumer.tensors[input_name] = held.tensor
-        scores = {name: _score(step.model, name, outputs[name]) for name in runner.gating}
-        t4 = time.perf_counter_ns()
+        t2 = now()
+        raw = engine.run(runner.tensors)
+        t3 = now()
+        outputs = {name: decode(raw[name]) for name, decode in runner.decoders}
+        if runner.consumers:
+            for consumer, input_name, held, name in runner.consumers:
+                held.fill(raw[name])
+                consumer.tensors[input_name] = held.tensor
+        scores = {name: _score(step.model, name, outputs[name]) for name in runner.gating} if runner.gating else {}
+        t4 = now()
         made_ns = self.clock.now_ns()
         late = self._scheduler.done(step, made_ns, scores)
         latency = None
         if not self._is_virtual:
+            ready_ns = step.ready_ns
             sound_ns = sum([track.spent_ns for track in runner.sounds])
             latency = Latency(
-                sound_ns=sound_ns - runner.sound_ns,
-                queue_ns=begun_ns - step.ready_ns,
-                front_end_ns=t1 - t0,
-                window_ns=t2 - t1,
-                inference_ns=t3 - t2,
-                decode_ns=t4 - t3,
-                total_ns=made_ns - step.ready_ns,
+                sound_ns - runner.sound_ns, begun_ns - ready_ns, t1 - t0, t2 - t1, t3 - t2, t4 - t3, made_ns - ready_ns
             )
             runner.sound_ns = sound_ns
         if self.recorder is not None:
             self._record(self.recorder, step, begun_ns, (t0, t1, t2, t3, t4))
-        return self._result(runner, step, outputs, made_ns, late, latency)
+        audio_ns, video_ns = step.audio_ns, step.video_ns
+        if runner.feeds:
+            for feed in runner.feeds:
+                audio_ns = _earlier(audio_ns, feed.audio_ns)
+                video_ns = _earlier(video_ns, feed.video_ns)
+        runner.audio_ns, runner.video_ns = audio_ns, video_ns
+        skew_ns = None if audio_ns is None or video_ns is None else audio_ns - video_ns
+        return Result(
+            step.model,
+            step.number,
+            step.time_ns,
+            made_ns,
+            outputs,
+            video_ns if audio_ns is None or (skew_ns is not None and skew_ns > 0) else audio_ns,
+            None if audio_ns is None else made_ns - audio_ns,
+            None if video_ns is None else made_ns - video_ns,
+            skew_ns,
+            None if skew_ns is None else -self._tolerance_ns <= skew_ns <= self._tolerance_ns,
+            latency,
+            engine.name,
+            late,
+            step.reset,
+            step.skipped,
+            engine.fallback,
+        )
 
     def _record(self, to: Recorder, step: Step, begun_ns: int, t: tuple[int, int, int, int, int]) -> None:
         if not self._is_virtual:
@@ -284,40 +308,6 @@ class Session:
         to.span("window", step.model, step.number, t[1], t[2])
         to.span("inference", step.model, step.number, t[2], t[3])
         to.span("decode", step.model, step.number, t[3], t[4])
-
-    def _result(
-        self,
-        runner: _Runner,
-        step: Step,
-        outputs: dict[str, Decoded],
-        made_ns: int,
-        late: bool,
-        latency: Latency | None,
-    ) -> Result:
-        audio_ns, video_ns = step.audio_ns, step.video_ns
-        for feed in runner.feeds:
-            audio_ns = _earlier(audio_ns, feed.audio_ns)
-            video_ns = _earlier(video_ns, feed.video_ns)
-        runner.audio_ns, runner.video_ns = audio_ns, video_ns
-        skew_ns = None if audio_ns is None or video_ns is None else audio_ns - video_ns
-        return Result(
-            model=step.model,
-            step=step.number,
-            time_ns=step.time_ns,
-            made_ns=made_ns,
-            outputs=outputs,
-            capture_ns=_earlier(audio_ns, video_ns),
-            audio_age_ns=None if audio_ns is None else made_ns - audio_ns,
-            video_age_ns=None if video_ns is None else made_ns - video_ns,
-            skew_ns=skew_ns,
-            in_sync=None if skew_ns is None else abs(skew_ns) <= self._tolerance_ns,
-            latency=latency,
-            engine=runner.engine.name,
-            deadline_missed=late,
-            state_reset=step.reset,
-            skipped=step.skipped,
-            fallback=runner.engine.fallback,
-        )
 
     # Building, once.
 
@@ -377,7 +367,8 @@ class Session:
                 key, need = self._sounds.need(entry)
                 track = self._sounds.track(key)
                 audio = AudioWindow(spec, track, need.count, entry.time_axis, model.dims)
-                runner.audio.append((audio, need))
+                runner.audio.append(audio)
+                runner.audio_needs.append(need)
                 runner.sounds.append(track)
                 runner.tensors[input_name] = audio.tensor
         outputs = {spec.name for spec in engine.outputs}
@@ -410,7 +401,8 @@ class Session:
         count = 1 if entry.window is None else int(entry.window.value)
         spacing_ns = 0 if entry.spacing is None else entry.spacing.ns()
         video = VideoWindow(spec, track, count, entry.time_axis, model.dims)
-        runner.video.append((video, VideoNeed(stream, count, spacing_ns, entry.missing)))
+        runner.video.append(video)
+        runner.video_needs.append(VideoNeed(stream, count, spacing_ns, entry.missing))
         return video
 
     def _model_plan(self, runner: _Runner) -> ModelPlan:
@@ -419,8 +411,8 @@ class Session:
         return ModelPlan(
             name=runner.name,
             hop_ns=hop_ns(self.recipe, runner.name) if runner.audio or runner.video else None,
-            audio=tuple(need for _, need in runner.audio),
-            video=tuple(need for _, need in runner.video),
+            audio=tuple(runner.audio_needs),
+            video=tuple(runner.video_needs),
             feeds=tuple(dict.fromkeys(feed.name for feed in runner.feeds)),
             gate_model=gate.model if gate else None,
             gate=(lambda scores: gate.holds(scores[gate.output])) if gate else None,
@@ -438,8 +430,10 @@ class _Runner:
         self.model = model
         self.engine = engine
         self.tensors: dict[str, Array] = {}
-        self.audio: list[tuple[AudioWindow, AudioNeed]] = []
-        self.video: list[tuple[VideoWindow, VideoNeed]] = []
+        self.audio: list[AudioWindow] = []
+        self.audio_needs: list[AudioNeed] = []
+        self.video: list[VideoWindow] = []
+        self.video_needs: list[VideoNeed] = []
         self.sounds: list[SoundTrack] = []
         self.sound_ns = 0
         """Time spent on the front ends of its sound until the last step."""
@@ -454,7 +448,7 @@ class _Runner:
         """What its last step rested on."""
 
 
-_SoundOptions = LogMelOptions | MfccOptions | None
+_SoundOptions = LogMelOptions | MfccOptions | SpectrumOptions | None
 _SoundKey = tuple[str, _SoundOptions]
 
 
@@ -464,6 +458,7 @@ class _Sounds:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._counts: dict[_SoundKey, int] = {}
+        self._time_last: dict[_SoundKey, bool] = {}
         self._tracks: dict[_SoundKey, SoundTrack] = {}
         self._by_stream: dict[str, list[SoundTrack]] = {}
         for name in streamed(recipe):
@@ -471,6 +466,7 @@ class _Sounds:
                 if entry.stream is not None and isinstance(recipe.streams[entry.stream], AudioStream):
                     key, need = self.need(entry)
                     self._counts[key] = max(self._counts.get(key, 0), need.count)
+                    self._time_last[key] = entry.time_axis > 0
 
     def need(self, entry: Input) -> tuple[_SoundKey, AudioNeed]:
         """Which track an input reads, and which rows of it."""
@@ -479,10 +475,12 @@ class _Sounds:
         if entry.window is None or not isinstance(stream, AudioStream):
             raise RecipeError(f'An input reads "{name}" without a window: say how much, e.g. window = "1 s".')
         zeros = entry.missing == "zeros"
-        options = entry.mfcc or entry.log_mel
+        options = entry.mfcc or entry.log_mel or entry.spectrum
         if options is None:
             return (name, None), AudioNeed(name, entry.window.samples(stream.rate_hz), zeros=zeros)
         log_mel = options.log_mel if isinstance(options, MfccOptions) else options
+        if isinstance(log_mel, SpectrumOptions):
+            log_mel = log_mel.as_log_mel()
         hop = log_mel.hop_samples
         # A frame with derivatives comes when its neighbours on the right are known, and rests on those on the left.
         reach = DELTA_REACH * options.deltas * hop if isinstance(options, MfccOptions) else 0
@@ -505,14 +503,18 @@ class _Sounds:
             name, options = key
             stream = self._recipe.streams[name]
             lag_samples = LAG_SECONDS * (stream.rate_hz if isinstance(stream, AudioStream) else 0)
+            last = self._time_last[key]
             if options is None:
                 track = SoundTrack(self._counts[key] + lag_samples)
             elif isinstance(options, MfccOptions):
                 rows = self._counts[key] + lag_samples // options.log_mel.hop_samples + 2
-                track = SoundTrack(rows, Mfcc(options), options.n_coefficients * (1 + options.deltas))
+                track = SoundTrack(rows, Mfcc(options), options.n_coefficients * (1 + options.deltas), time_last=last)
             else:
                 rows = self._counts[key] + lag_samples // options.hop_samples + 2
-                track = SoundTrack(rows, LogMel(options), options.n_mels)
+                if isinstance(options, SpectrumOptions):
+                    track = SoundTrack(rows, Spectrum(options), options.bins, time_last=last)
+                else:
+                    track = SoundTrack(rows, LogMel(options), options.n_mels, time_last=last)
             self._tracks[key] = track
             self._by_stream.setdefault(name, []).append(track)
         return track

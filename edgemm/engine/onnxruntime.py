@@ -93,7 +93,8 @@ class OnnxRuntimeEngine:
         self.outputs = tuple(
             spec for name, spec in outputs.items() if name not in {pair.output for pair in self.states}
         )
-        self._fetch = [spec.name for spec in self.outputs] + [pair.output for pair in self.states]
+        self._names = [spec.name for spec in self.outputs]
+        self._fetch = [*self._names, *(pair.output for pair in self.states)]
         self._state_specs = {pair.input: inputs[pair.input] for pair in self.states}
         self.reset()
         return self
@@ -112,12 +113,13 @@ class OnnxRuntimeEngine:
         if self._session is None:
             raise EngineError("The engine is not open: use it in a with statement.")
         try:
-            results = self._session.run(self._fetch, {**feeds, **self._state})
+            results = self._session.run(self._fetch, {**feeds, **self._state} if self._state else feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise EngineError(self._explain(feeds, error)) from error
-        for pair, value in zip(self.states, results[len(self.outputs) :], strict=True):
-            self._state[pair.input] = value
-        return dict(zip(self._fetch, results[: len(self.outputs)], strict=False))
+        if self.states:
+            for pair in reversed(self.states):
+                self._state[pair.input] = results.pop()
+        return dict(zip(self._names, results))  # noqa: B905  # as many as were asked for
 
     def reset(self) -> None:
         """Set every state to zeros."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -14,8 +14,7 @@ from edgemm.recipe import Argmax, Embedding, Output, Raw, Sigmoid, Softmax, Thre
 from edgemm.types import Array
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+class Label(msgspec.Struct, frozen=True, gc=False):
     """The best of several classes."""
 
     label: str
@@ -25,23 +24,20 @@ class Label:
     """Its probability (softmax), or its score as it is (argmax)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(msgspec.Struct, frozen=True, gc=False):
     """One probability or score, and whether it reaches the recipe's threshold."""
 
     score: float
     above: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Vector:
+class Vector(msgspec.Struct, frozen=True):
     """An embedding of unit length, float32 `[n]`; zeros stay zeros."""
 
     vector: npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
+class Values(msgspec.Struct, frozen=True):
     """An output as it is; the array is a copy and belongs to the receiver."""
 
     values: Array
@@ -72,12 +68,13 @@ def score_of(decoded: Decoded) -> float | None:
     if isinstance(decoded, Label | Score):
         return decoded.score
     if isinstance(decoded, Values) and decoded.values.size == 1:
-        return float(decoded.values.reshape(())[()])
+        return float(decoded.values.item())
     return None
 
 
 def _best(name: str, kind: Softmax | Argmax) -> Decoder:
     labels = tuple(kind.labels)
+    exp = math.exp
     softmax = isinstance(kind, Softmax)
 
     def decode(array: Array) -> Label:
@@ -92,7 +89,7 @@ def _best(name: str, kind: Softmax | Argmax) -> Decoder:
         row = array.ravel().tolist()
         best = max(row)
         index = row.index(best)
-        score = 1.0 / sum([math.exp(value - best) for value in row]) if softmax else float(best)
+        score = 1.0 / sum([exp(value - best) for value in row]) if softmax else float(best)
         return Label(labels[index] if labels else str(index), index, score)
 
     return decode
@@ -104,7 +101,7 @@ def _one(name: str, array: Array, kind: str) -> float:
             f'The output "{name}" has the shape {list(array.shape)}, decode = "{kind}" expects a single number. '
             'Use decode = "softmax" or "raw".'
         )
-    return float(array.reshape(())[()])
+    return float(array.item())
 
 
 def _score(value: float, threshold: float, *, logit: bool) -> Score:

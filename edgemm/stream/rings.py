@@ -11,14 +11,17 @@ class Ring:
     """The newest `capacity` rows, addressed by their index since the last reset.
 
     A row is a sample (`row_shape` is ()) or a frame of a front end (`row_shape` is (n_mels,)). Nothing is allocated
-    after construction.
+    after construction. `time_last` lays the memory out as the windows that are read want it: a window whose time axis
+    is the last is then copied in runs of its length instead of number by number.
     """
 
-    def __init__(self, capacity: int, row_shape: tuple[int, ...] = (), dtype: str = "float32") -> None:
+    def __init__(
+        self, capacity: int, row_shape: tuple[int, ...] = (), dtype: str = "float32", *, time_last: bool = False
+    ) -> None:
         self.capacity = capacity
         self.end = 0
         """Index of the next row to come: the number of rows since the last reset."""
-        self._rows: Array = np.zeros((capacity, *row_shape), dtype)
+        self._rows: Array = np.zeros((capacity, *row_shape), dtype, order="F" if time_last else "C")
 
     @property
     def begin(self) -> int:

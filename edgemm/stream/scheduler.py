@@ -30,11 +30,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Literal
+
+import msgspec
 
 from edgemm.stream import sync
 from edgemm.stream.accounting import ModelAccount, StreamAccount, by_name
-from edgemm.stream.sync import AudioNeed, VideoNeed
+from edgemm.stream.sync import AudioNeed, PictureTimes, VideoNeed
 
 Policy = Literal["latest", "every", "deadline"]
 Gate = Callable[[Mapping[str, float]], bool]
@@ -81,7 +83,7 @@ class ModelPlan:
     stateful: bool = False
 
 
-class Step(NamedTuple):
+class Step(msgspec.Struct, frozen=True, gc=False):
     """A step to make now."""
 
     model: str
@@ -103,10 +105,14 @@ class Step(NamedTuple):
     """How many steps of this model were skipped since the last one made."""
 
 
-class _Due(NamedTuple):
+class _Due(msgspec.Struct, frozen=True, gc=False):
     number: int
     time_ns: int
     ready_ns: int
+    rows: tuple[int, ...] = ()
+    """For each AudioNeed: the index of its newest row ..."""
+    segments: tuple[int, ...] = ()
+    """... counted from the beginning of this segment of its stream."""
 
 
 class _Record:
@@ -137,11 +143,11 @@ class _Stream:
         """How far the stream has come: the end of its sound, or the capture of its newest picture."""
         self.first_seq = 0
         self.records: deque[_Record] = deque()
-        self.captures_ns: list[int] = []  # of the pictures in `records`
+        self.pictures = PictureTimes()  # of the pictures in `records`
         self.spans: list[tuple[int, int]] = []
         """Sound that steps have seen, as times that neither touch nor overlap, ascending."""
-        self.shown: set[int] = set()
-        """Pictures that steps have seen."""
+        self.shown: set[int | None] = set()
+        """Pictures that steps have seen; None is one of zeros."""
         self.captured = 0
         self.used = 0
         self.dropped: Counter[str] = Counter()
@@ -185,8 +191,8 @@ class _Stream:
             else:
                 self.dropped[record.cause or "not_needed"] += 1
         self.first_seq += count
-        if self.captures_ns:
-            del self.captures_ns[:count]
+        if self.plan.kind == "video":
+            self.pictures.drop(count)
         begin_ns = self.records[0].start_ns if self.records else self.newest_ns
         while len(self.spans) > 1 and self.spans[0][1] <= begin_ns:
             del self.spans[0]
@@ -323,7 +329,7 @@ class Scheduler:
                 return None
             broken = track.origin_ns is not None and (discontinuity or capture_ns - track.newest_ns > VIDEO_GAP_NS)
             start_ns = track.newest_ns = capture_ns
-            track.captures_ns.append(capture_ns)
+            track.pictures.append(capture_ns)
         if broken:
             track.segment += 1
         track.records.append(_Record(start_ns, track.newest_ns))
@@ -358,11 +364,15 @@ class Scheduler:
         while self._pending:
             best: _Model | None = None
             for model in self._by_priority:
+                if not model.pending:
+                    continue
                 self._shed(model, now_ns)
                 if not model.pending or model.running_ns is not None:
                     continue
                 time_ns = model.pending[0].time_ns
-                if (best is None or time_ns < best.pending[0].time_ns) and self._is_free(model, time_ns):
+                if (best is None or time_ns < best.pending[0].time_ns) and (
+                    not model.after or self._is_free(model, time_ns)
+                ):
                     best = model
             if best is None:
                 return None
@@ -399,7 +409,7 @@ class Scheduler:
             if time_ns is None:
                 time_ns = track.newest_ns if model.origin_ns is None else 1 << 62
             if isinstance(need, VideoNeed):
-                count = min(count, sync.first_needed(track.captures_ns, time_ns, need))
+                count = min(count, track.pictures.first_needed(time_ns, need))
             else:
                 # A frame's width more than the window: the newest row may end before T.
                 width = need.span_samples + need.hop_samples
@@ -468,29 +478,35 @@ class Scheduler:
                 if verdict is None:
                     break
                 model.index += 1
-                due = _Due(model.index, model.next_ns, verdict[0])
-                cause = verdict[1]
+                model.advance()
+                due, cause = verdict
                 if cause is None:
                     model.pending.append(due)
                     self._pending += 1
                 else:
                     self._skip(model, due, cause)
-                model.advance()
 
-    def _judge(self, model: _Model, due_ns: int, time_ns: int) -> tuple[int, str | None] | None:
-        """When the step due at `due_ns` became ready, and why it is skipped if it is; None if it must wait."""
+    def _judge(self, model: _Model, due_ns: int, time_ns: int) -> tuple[_Due, str | None] | None:
+        """The step due at `due_ns`, and why it is skipped if it is; None if it must wait."""
+        number = model.index + 1
         ready_ns = due_ns
+        rows: list[int] = []
+        segments: list[int] = []
         for need, track in model.audio:
             if track.newest_ns < due_ns:
                 if track.ended:
-                    return time_ns, "ended"
+                    return _Due(number, due_ns, time_ns), "ended"
                 if time_ns >= due_ns + self._deadline_ns:
-                    return due_ns + self._deadline_ns, "stalled"
+                    return _Due(number, due_ns, due_ns + self._deadline_ns), "stalled"
                 return None
-            ready_ns = max(ready_ns, track.arrived_ns)
-            row = need.last_row(self._samples_at(model, track))
+            if track.arrived_ns > ready_ns:
+                ready_ns = track.arrived_ns
+            samples = sync.samples_until(model.next_num, model.hop_den, track.segment_ns, track.plan.rate_hz)
+            row = need.last_row(samples)
             if row < 0 or (row + 1 < need.count and not need.zeros):
-                return ready_ns, "gap" if track.segment else "filling"
+                return _Due(number, due_ns, ready_ns), "gap" if track.segment else "filling"
+            rows.append(row)
+            segments.append(track.segment)
         for _, track in model.video:
             if track.newest_ns > due_ns - track.plan.interval_ns:
                 ready_ns = max(ready_ns, min(track.arrived_ns, due_ns + self._tolerance_ns))
@@ -500,7 +516,7 @@ class Scheduler:
                 ready_ns = max(ready_ns, due_ns + self._tolerance_ns)
             else:
                 return None
-        return ready_ns, None
+        return _Due(number, due_ns, ready_ns, tuple(rows), tuple(segments)), None
 
     def _wake(self, model: _Model) -> int:
         """When `_judge` will next have a verdict on this model's next step if nothing arrives."""
@@ -512,11 +528,6 @@ class Scheduler:
             if track.newest_ns <= due_ns - track.plan.interval_ns and not track.ended:
                 return due_ns + self._tolerance_ns
         return due_ns
-
-    @staticmethod
-    def _samples_at(model: _Model, track: _Stream) -> int:
-        """Samples of the track's segment that are over at the time of the model's next step."""
-        return sync.samples_until(model.next_num, model.hop_den, track.segment_ns, track.plan.rate_hz)
 
     def _shed(self, model: _Model, now_ns: int) -> None:
         pending = model.pending
@@ -549,46 +560,40 @@ class Scheduler:
             model.gated_since = True
             self._skip(model, due, "gated")
             return None
-        audio: list[int] = []
         audio_ns: int | None = None
         seen: list[tuple[_Stream, int, int]] = []
-        for need, track in model.audio:
-            time_num = (
-                model.origin_ns * model.hop_den + due.number * model.hop_num if model.origin_ns is not None else 0
-            )
-            rate_hz = track.plan.rate_hz
-            row = need.last_row(sync.samples_until(time_num, model.hop_den, track.segment_ns, rate_hz))
-            if row < 0 or (row + 1 < need.count and not need.zeros):
+        for (need, track), row, segment in zip(model.audio, due.rows, due.segments, strict=True):
+            if segment != track.segment:
                 self._skip(model, due, "gap")  # the sound broke off while the step waited
                 return None
+            rate_hz = track.plan.rate_hz
             end = need.end_sample(row)
             if track.samples - end > track.plan.lag_samples:
                 self._skip(model, due, "overrun")
                 return None
-            audio.append(row)
             end_ns = track.segment_ns + end * 10**9 // rate_hz
             start = max(0, end - need.span_samples)
             seen.append((track, track.segment_ns + start * 10**9 // rate_hz, end_ns))
-            audio_ns = end_ns if audio_ns is None else min(audio_ns, end_ns)
+            if audio_ns is None or end_ns < audio_ns:
+                audio_ns = end_ns
         video: list[tuple[int | None, ...]] = []
         video_ns: int | None = None
         for video_need, track in model.video:
-            stale_ns = self._tolerance_ns + track.plan.interval_ns
-            chosen = sync.select_pictures(track.captures_ns, time_ns, video_need, stale_ns)
+            chosen = track.pictures.select(time_ns, video_need, self._tolerance_ns + track.plan.interval_ns)
             if chosen is None:
                 self._skip(model, due, "no_picture")
                 return None
             first = track.first_seq
-            numbers = tuple([None if i is None else first + i for i in chosen])
-            video.append(numbers)
+            video.append(tuple([None if i is None else first + i for i in chosen]))
             newest = chosen[-1]
             if newest is not None:
-                capture_ns = track.captures_ns[newest]
-                video_ns = capture_ns if video_ns is None else min(video_ns, capture_ns)
+                capture_ns = track.pictures.captures_ns[newest]
+                if video_ns is None or capture_ns < video_ns:
+                    video_ns = capture_ns
         for track, start_ns, end_ns in seen:
             track.cover(start_ns, end_ns)
         for (_, track), numbers in zip(model.video, video, strict=True):
-            track.shown.update([number for number in numbers if number is not None])
+            track.shown.update(numbers)
         reset = self._reset_cause(model) if model.plan.stateful else None
         skipped = model.skipped_since
         model.skipped_since = 0
@@ -599,7 +604,7 @@ class Scheduler:
             due.number,
             time_ns,
             due.ready_ns,
-            tuple(audio),
+            due.rows,
             tuple(video),
             audio_ns,
             video_ns,

@@ -6,8 +6,9 @@ A step at time T sees the sound up to T and, as its last picture, the newest one
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 Missing = Literal["repeat", "zeros", "skip"]
@@ -41,7 +42,7 @@ class AudioNeed:
         """How many samples row `row` needs: one past its newest sample."""
         return row * self.hop_samples + self.first_samples
 
-    @property
+    @cached_property
     def span_samples(self) -> int:
         """Samples from the oldest to the newest that one window rests on."""
         return (self.count - 1) * self.hop_samples + self.extent_samples
@@ -57,53 +58,68 @@ class VideoNeed:
     missing: Missing = "repeat"
 
 
-def select_pictures(
-    captures_ns: Sequence[int], time_ns: int, need: VideoNeed, stale_ns: int
-) -> list[int | None] | None:
-    """Indices into `captures_ns` (ascending) of the pictures for the step at `time_ns`, oldest first.
+class PictureTimes:
+    """When the pictures that are still held were captured, ascending: which of them a step sees."""
 
-    The last is the newest captured at or before `time_ns`. The one i places before it is the picture nearest to
-    `i * spacing_ns` earlier, the earlier of two equally near; if none is within half a spacing, it is missing:
-    "repeat" takes the nearest earlier one (before the first picture: the first), "zeros" gives None, "skip" gives up
-    the step. Under "zeros" and "skip" a newest picture older than `stale_ns` is missing too, and with it all.
-    Returns None if the step cannot be made.
-    """
-    newest = bisect_right(captures_ns, time_ns) - 1
-    if newest < 0 or (need.missing != "repeat" and time_ns - captures_ns[newest] > stale_ns):
-        return [None] * need.count if need.missing == "zeros" else None
-    chosen: list[int | None] = [newest]
-    anchor_ns = captures_ns[newest]
-    spacing_ns = need.spacing_ns
-    at = newest
-    for place in range(1, need.count):
-        target_ns = anchor_ns - place * spacing_ns
-        # The nearest lies at or before the last one found; of the two around the target, the earlier if equally near.
-        later = bisect_left(captures_ns, target_ns, 0, at + 1)
-        if later <= at and (not later or captures_ns[later] - target_ns < target_ns - captures_ns[later - 1]):
-            at = later
-        elif later <= at:
-            at = later - 1
-        away_ns = captures_ns[at] - target_ns
-        if -spacing_ns <= 2 * away_ns <= spacing_ns:
-            chosen.append(at)
-        elif need.missing == "repeat":
-            chosen.append(max(bisect_right(captures_ns, target_ns, 0, newest + 1) - 1, 0))
-        elif need.missing == "zeros":
-            chosen.append(None)
-        else:
-            return None
-    chosen.reverse()
-    return chosen
+    __slots__ = ("_sums_ns", "captures_ns")
 
+    def __init__(self, captures_ns: Iterable[int] = ()) -> None:
+        self.captures_ns: list[int] = []
+        self._sums_ns: list[int] = []
+        """Of each picture and the next: a picture is nearest to t if 2t lies between the sums on its two sides."""
+        for capture_ns in captures_ns:
+            self.append(capture_ns)
 
-def first_needed(captures_ns: Sequence[int], time_ns: int, need: VideoNeed) -> int:
-    """Index of the oldest picture that a step at `time_ns` or later may still ask for."""
-    newest = bisect_right(captures_ns, time_ns) - 1
-    if newest < 0:
-        return 0
-    horizon_ns = captures_ns[newest] - (need.count - 1) * need.spacing_ns - need.spacing_ns // 2
-    # The newest one at or before the horizon stays: "repeat" may ask for it.
-    return max(0, bisect_right(captures_ns, horizon_ns) - 1)
+    def append(self, capture_ns: int) -> None:
+        """Enter a picture that is newer than all before."""
+        if self.captures_ns:
+            self._sums_ns.append(self.captures_ns[-1] + capture_ns)
+        self.captures_ns.append(capture_ns)
+
+    def drop(self, count: int) -> None:
+        """Forget the oldest `count` pictures."""
+        del self.captures_ns[:count]
+        del self._sums_ns[:count]
+
+    def select(self, time_ns: int, need: VideoNeed, stale_ns: int) -> list[int | None] | None:
+        """Indices of the pictures for the step at `time_ns`, oldest first.
+
+        The last is the newest captured at or before `time_ns`. The one i places before it is the picture nearest to
+        `i * spacing_ns` earlier, the earlier of two equally near; if none is within half a spacing, it is missing:
+        "repeat" takes the nearest earlier one (before the first picture: the first), "zeros" gives None, "skip" gives
+        up the step. Under "zeros" and "skip" a newest picture older than `stale_ns` is missing too, and with it all.
+        Returns None if the step cannot be made.
+        """
+        captures_ns = self.captures_ns
+        newest = bisect_right(captures_ns, time_ns) - 1
+        if newest < 0 or (need.missing != "repeat" and time_ns - captures_ns[newest] > stale_ns):
+            return [None] * need.count if need.missing == "zeros" else None
+        spacing_ns = need.spacing_ns
+        anchor_ns = captures_ns[newest]
+        chosen: list[int | None] = []
+        for place in range(need.count - 1, 0, -1):
+            twice_ns = 2 * (anchor_ns - place * spacing_ns)
+            at = bisect_left(self._sums_ns, twice_ns, 0, newest)
+            if -spacing_ns <= 2 * captures_ns[at] - twice_ns <= spacing_ns:
+                chosen.append(at)
+            elif need.missing == "repeat":
+                chosen.append(max(bisect_right(captures_ns, twice_ns // 2, 0, newest + 1) - 1, 0))
+            elif need.missing == "zeros":
+                chosen.append(None)
+            else:
+                return None
+        chosen.append(newest)
+        return chosen
+
+    def first_needed(self, time_ns: int, need: VideoNeed) -> int:
+        """Index of the oldest picture that a step at `time_ns` or later may still ask for."""
+        captures_ns = self.captures_ns
+        newest = bisect_right(captures_ns, time_ns) - 1
+        if newest < 0:
+            return 0
+        horizon_ns = captures_ns[newest] - (need.count - 1) * need.spacing_ns - need.spacing_ns // 2
+        # The newest one at or before the horizon stays: "repeat" may ask for it.
+        return max(0, bisect_right(captures_ns, horizon_ns) - 1)
 
 
 def samples_until(time_num: int, time_den: int, start_ns: int, rate_hz: int) -> int:

@@ -101,13 +101,21 @@ def _check_dtype(spec: TensorSpec, have: np.dtype[np.generic]) -> None:
 class SoundTrack:
     """One stream of sound after one front end: the rows that the windows of all inputs with that front end read.
 
-    `capacity` is in rows. Without a front end a row is a sample.
+    `capacity` is in rows. Without a front end a row is a sample. `time_last` says that the windows have their
+    time axis last.
     """
 
-    def __init__(self, capacity: int, front_end: SoundFrontEnd | None = None, width: int | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        front_end: SoundFrontEnd | None = None,
+        width: int | None = None,
+        *,
+        time_last: bool = False,
+    ) -> None:
         self.front_end = front_end
         self.row_shape = () if width is None else (width,)
-        self.ring = Ring(capacity, self.row_shape)
+        self.ring = Ring(capacity, self.row_shape, time_last=time_last)
         self.spent_ns = 0
         """Time that the front end has taken until now."""
 
@@ -149,7 +157,7 @@ class PictureTrack:
     """The pictures of one stream after one front end, by sequence number.
 
     A picture passes the front end when a window first asks for it, so none is converted that no step sees, and none
-    twice.
+    twice. They lie side by side in one array, so that a window of them is one call of numpy.
     """
 
     def __init__(self, front_end: PictureFrontEnd) -> None:
@@ -157,30 +165,39 @@ class PictureTrack:
         self.shape = front_end.shape
         self.dtype = front_end.dtype
         self._raw: dict[int, VideoFrame] = {}
-        self.done: dict[int, Array] = {}
-        """The converted pictures."""
-        self._free: list[Array] = []
+        self.pool: Array = np.zeros((1, *self.shape), self.dtype)
+        """The converted pictures, `[slots, *shape]`; the first is one of zeros, for those that are missing."""
+        self.slots: dict[int | None, int] = {None: 0}
+        """Where in the pool the converted pictures are."""
+        self._free: list[int] = []
 
     def push(self, number: int, frame: VideoFrame) -> None:
         """Keep the picture with the sequence number `number`."""
         self._raw[number] = frame
 
-    def tensor(self, number: int) -> Array:
-        """The converted picture; raises KeyError if it was released."""
-        done = self.done.get(number)
-        if done is None:
-            frame = self._raw[number]
-            out = self._free.pop() if self._free else np.empty(self.shape, self.dtype)
-            done = self.done[number] = self._front_end.prepare(frame.picture, frame.color, out)
-            del self._raw[number]
-        return done
+    def convert(self, number: int) -> None:
+        """Let a picture pass the front end, into the pool; raises KeyError if it was released."""
+        frame = self._raw.pop(number)
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        self._front_end.prepare(frame.picture, frame.color, self.pool[slot])
+        self.slots[number] = slot
 
     def release(self, floor: int) -> None:
         """Forget the pictures before `floor`."""
-        for number in [n for n in self.done if n < floor]:
-            self._free.append(self.done.pop(number))
+        for number in [n for n in self.slots if n is not None and n < floor]:
+            self._free.append(self.slots.pop(number))
         for number in [n for n in self._raw if n < floor]:
             del self._raw[number]
+
+    def _grow(self) -> None:
+        # By half: how many pictures steps need at a time is known only from running.
+        have = len(self.pool)
+        pool = np.zeros((have + max(8, have // 2), *self.shape), self.dtype)
+        pool[:have] = self.pool
+        self.pool = pool
+        self._free.extend(range(have, len(pool)))
 
 
 class VideoWindow:
@@ -189,21 +206,25 @@ class VideoWindow:
     def __init__(self, spec: TensorSpec, track: PictureTrack, count: int, time_axis: int = 0, dims: Dims | None = None):
         _check_dtype(spec, track.dtype)
         self._track = track
-        self.tensor, rows = _allocate(spec, (count, *track.shape), time_axis, dims or {})
-        self._slots = list(rows)
+        self.tensor, self._rows = _allocate(spec, (count, *track.shape), time_axis, dims or {})
+        self._is_direct = self._rows.dtype == track.dtype
 
     def prepare(self, numbers: Sequence[int | None]) -> None:
-        """Let those of the pictures that are new pass the front end."""
-        done = self._track.done
+        """Let those of the pictures that are new pass the front end. Raises KeyError if one was released."""
+        slots = self._track.slots
         for number in numbers:
-            if number is not None and number not in done:
-                self._track.tensor(number)
+            if number not in slots:
+                self._track.convert(number)  # type: ignore[arg-type]  # None is always there
 
     def fill(self, numbers: Sequence[int | None]) -> None:
         """Copy the pictures, oldest first, after `prepare`; None is a picture of zeros."""
-        done = self._track.done
-        for slot, number in zip(self._slots, numbers, strict=True):
-            slot[...] = 0 if number is None else done[number]
+        slots = self._track.slots
+        chosen = [slots[number] for number in numbers]
+        if self._is_direct:
+            # Without "clip" numpy would copy twice, to leave `out` as it was if a slot were out of range.
+            self._track.pool.take(chosen, 0, self._rows, "clip")
+        else:
+            self._rows[...] = self._track.pool[chosen]
 
 
 class HeldInput:

@@ -5,7 +5,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemm.stream.sync import AudioNeed, VideoNeed, first_needed, samples_until, select_pictures
+from edgemm.stream.sync import AudioNeed, PictureTimes, VideoNeed, samples_until
 
 captures = st.lists(st.integers(0, 2_000), unique=True, max_size=40).map(sorted)
 needs = st.builds(
@@ -20,7 +20,7 @@ needs = st.builds(
 @given(captures, st.integers(-50, 2_200), needs)
 def test_pictures_are_those_that_the_rule_names(captures_ns: list[int], time_ns: int, need: VideoNeed) -> None:
     stale_ns = 400
-    chosen = select_pictures(captures_ns, time_ns, need, stale_ns)
+    chosen = PictureTimes(captures_ns).select(time_ns, need, stale_ns)
     past = [c for c in captures_ns if c <= time_ns]
     is_stale = bool(past) and time_ns - past[-1] > stale_ns
     if not past or (is_stale and need.missing != "repeat"):
@@ -50,10 +50,13 @@ def test_pictures_that_are_released_are_never_asked_for_again(
 ) -> None:
     # Released at a step's time, when the pictures up to there had come; asked at any later time with more of them.
     come = [c for c in captures_ns if c <= time_ns]
-    first = first_needed(come, time_ns, need)
-    whole = select_pictures(captures_ns, time_ns + later_ns, need, 400)
+    first = PictureTimes(come).first_needed(time_ns, need)
+    whole = PictureTimes(captures_ns).select(time_ns + later_ns, need, 400)
     kept = captures_ns[first:]
-    pruned = select_pictures(kept, time_ns + later_ns, need, 400)
+    times = PictureTimes(captures_ns)
+    times.drop(first)
+    assert times.captures_ns == kept
+    pruned = times.select(time_ns + later_ns, need, 400)
     as_captures = lambda seen, chosen: chosen and [None if i is None else seen[i] for i in chosen]  # noqa: E731
     assert as_captures(captures_ns, whole) == as_captures(kept, pruned)
 
@@ -61,12 +64,12 @@ def test_pictures_that_are_released_are_never_asked_for_again(
 def test_eight_pictures_at_25_a_second_40_ms_apart_are_the_last_eight() -> None:
     captures_ns = [n * 40_000_000 for n in range(30)]
     need = VideoNeed("camera", 8, 40_000_000)
-    assert select_pictures(captures_ns, 29 * 40_000_000 + 7, need, 0) == list(range(22, 30))
+    assert PictureTimes(captures_ns).select(29 * 40_000_000 + 7, need, 0) == list(range(22, 30))
 
 
 def test_at_the_start_the_first_picture_stands_for_those_before_it() -> None:
     need = VideoNeed("camera", 4, 40)
-    assert select_pictures([100, 140], 150, need, 0) == [0, 0, 0, 1]
+    assert PictureTimes([100, 140]).select(150, need, 0) == [0, 0, 0, 1]
 
 
 @given(st.integers(1, 10**6), st.integers(8000, 48000), st.integers(1, 2000), st.integers(0, 10**12))

@@ -125,13 +125,25 @@ def test_each_picture_passes_the_front_end_once_and_only_if_asked_for() -> None:
         assert window.tensor.ravel().tolist() == [last - 4, 0, last]
     assert front_end.calls == 5  # 0, 2, 4, 6, 8
     track.release(6)
-    with pytest.raises(KeyError):
-        track.tensor(4)
-    with pytest.raises(KeyError):
-        track.tensor(5)
-    assert track.tensor(6).tolist() == [6]
-    assert track.tensor(7).tolist() == [7]  # in memory that 4 or an earlier one had
-    assert track.tensor(6).tolist() == [6]
+    for released in (4, 5):
+        with pytest.raises(KeyError):
+            window.prepare((released, 6, 7))
+    window.prepare((6, 7, 8))  # 7 in memory that 4 or an earlier one had
+    window.fill((6, 7, 8))
+    assert window.tensor.ravel().tolist() == [6, 7, 8]
+
+
+def test_pictures_are_held_however_many_and_in_whatever_layout() -> None:
+    track = PictureTrack(Mean())
+    narrow = VideoWindow(TensorSpec("x", "float64", (1, 1, 3)), track, 3, time_axis=1)
+    for number in range(40):
+        track.push(number, picture(number))
+    wide = VideoWindow(TensorSpec("x", "float32", (1, 1, 40)), track, 40, time_axis=1)
+    wide.prepare(range(40))
+    wide.fill(range(40))
+    assert wide.tensor.ravel().tolist() == list(range(40))
+    narrow.fill((39, None, 0))
+    assert narrow.tensor.ravel().tolist() == [39, 0, 0]
 
 
 def test_held_inputs_keep_their_own_copy() -> None:
