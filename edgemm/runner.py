@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,17 +22,23 @@ from edgemm.engine.load import EngineName
 from edgemm.errors import UsageError
 from edgemm.inputs import Device, Media, open_sources, stream_wants
 from edgemm.session import OnFeeds, Session, open_engines
+from edgemm.stream.accounting import SinkAccount
 from edgemm.stream.capture import Capture
 from edgemm.stream.clock import Clock, VirtualClock, WallClock
+from edgemm.stream.drift import ClockReport
 from edgemm.stream.frames import Event
 from edgemm.stream.results import Result, Summary
-from edgemm.stream.sinks.protocol import Sink
+from edgemm.stream.sinks.outlets import Outlets
+from edgemm.stream.sinks.protocol import Run, Sink, Snapshot
 from edgemm.stream.sources.protocol import LiveSource, Source
 from edgemm.stream.sources.recording import Recording, RecordingWriter
 from edgemm.stream.spans import Recorder
 from edgemm.stream.tape import EndOfTape, ScriptClock, Tape, TapeClock
 
 ClockName = Literal["wall", "virtual"]
+
+OnEvent = Callable[[Event], None]
+"""Called with every event that the session takes."""
 
 SWITCH_INTERVAL_S = 0.0005
 """How soon Python hands the interpreter to a capture thread: with the usual 5 ms a hand-off takes 10 ms at p99 beside a
@@ -98,8 +104,7 @@ def run(
     wall = is_live or clock == "wall" or record is not None
     with ExitStack() as stack:
         engines = stack.enter_context(open_engines(opened, engine=engine, precision=precision, threads=threads))
-        for sink in sinks:
-            stack.enter_context(sink)
+        outlets = stack.enter_context(Outlets(sinks, direct=not wall))
         for source in sources:
             stack.enter_context(source)
         infos = [info for source in sources for info in source.streams]
@@ -108,7 +113,12 @@ def run(
         if tape is not None:
             timeline = TapeClock(timeline, tape)
         session = Session(recipe, engines, streams=infos, clock=timeline, recorder=recorder, on_feeds=on_feeds)
-        loop = live(session, sources, duration_s, tape) if wall else replay(session, sources, duration_s)
+        names = frozenset(info.name for source in sources if source.live for info in source.streams)
+        outlets.begin(Run(recipe, infos, names, "wall" if wall else "virtual"), _books(session, sources))
+        if wall:
+            loop = live(session, sources, duration_s, tape, outlets.on_event)
+        else:
+            loop = replay(session, sources, duration_s, outlets.on_event)
         interrupted = False
         kept: list[Result] = []
         try:
@@ -116,7 +126,7 @@ def run(
                 if tape is not None:
                     tape.result(result)
                 if sinks:
-                    _write(result, sinks, recorder)
+                    _write(result, outlets, recorder)
                 else:
                     kept.append(result)
         except KeyboardInterrupt:
@@ -126,7 +136,8 @@ def run(
         summary = session.summary(interrupted=interrupted)
         if tape is not None:
             tape.note(["s", interrupted])
-        clocks = {source.streams[0].name: source.report() for source in sources if isinstance(source, LiveSource)}
+        devices = [source for source in sources if isinstance(source, LiveSource)]
+        clocks = {info.name: source.report() for source in devices for info in source.streams}
         return replace(summary, results=tuple(kept), clocks=clocks)
 
 
@@ -150,19 +161,19 @@ def _run_recording(
                 f"{', '.join(sorted(wanted))}. Replay it with the bundle that it was recorded with."
             )
         engines = stack.enter_context(open_engines(opened, engine=engine, precision=precision, threads=threads))
-        for sink in sinks:
-            stack.enter_context(sink)
+        outlets = stack.enter_context(Outlets(sinks, direct=True))
         clock = ScriptClock()
         session = Session(
             opened.recipe, engines, streams=recording.streams, clock=clock, recorder=recorder, on_feeds=on_feeds
         )
+        outlets.begin(Run(opened.recipe, recording.streams, frozenset(), "virtual"), _books(session, ()))
         kept: list[Result] = []
-        loop = rerun(session, recording, clock)
+        loop = rerun(session, recording, clock, outlets.on_event)
         try:
             while True:
                 result = next(loop)._replace(latency=None)
                 if sinks:
-                    _write(result, sinks, recorder)
+                    _write(result, outlets, recorder)
                 else:
                     kept.append(result)
         except StopIteration as end:
@@ -170,10 +181,12 @@ def _run_recording(
         except KeyboardInterrupt:
             interrupted = True
         clock.has_ended = True
-        return replace(session.summary(interrupted=interrupted), results=tuple(kept))
+        return replace(session.summary(interrupted=interrupted), results=tuple(kept), sinks=outlets.drain())
 
 
-def rerun(session: Session, recording: Recording, clock: ScriptClock) -> Generator[Result, None, bool]:
+def rerun(
+    session: Session, recording: Recording, clock: ScriptClock, on_event: OnEvent | None = None
+) -> Generator[Result, None, bool]:
     """A recorded session once more: the same frames, arrivals and readings of the clock in the same order.
 
     Returns whether the session was interrupted, or the recording breaks off.
@@ -186,6 +199,8 @@ def rerun(session: Session, recording: Recording, clock: ScriptClock) -> Generat
             ahead = next(entries, None)
             kind = entry[0]
             if event is not None:
+                if on_event is not None:
+                    on_event(event)
                 session.ingest(event, entry[2])
             elif kind == "c":
                 clock.readings.append(entry[1])
@@ -207,30 +222,50 @@ def rerun(session: Session, recording: Recording, clock: ScriptClock) -> Generat
     return True
 
 
-def _write(result: Result, sinks: Sequence[Sink], recorder: Recorder | None) -> None:
+def _write(result: Result, outlets: Outlets, recorder: Recorder | None) -> None:
     begin_ns = time.perf_counter_ns()
-    for sink in sinks:
-        sink.write(result)
+    outlets.write(result)
     if recorder is not None:
         recorder.span("sink", result.model, result.step, begin_ns, time.perf_counter_ns())
 
 
-def replay(session: Session, sources: Sequence[Source], duration_s: float | None) -> Generator[Result, None, None]:
+def _books(session: Session, sources: Sequence[Source]) -> Callable[[Mapping[str, SinkAccount]], Snapshot]:
+    def books(sinks: Mapping[str, SinkAccount]) -> Snapshot:
+        streams, models = session.accounts()
+        return Snapshot(streams, models, _clocks(sources), sinks)
+
+    return books
+
+
+def _clocks(sources: Sequence[Source]) -> dict[str, ClockReport]:
+    return {source.streams[0].name: source.report() for source in sources if isinstance(source, LiveSource)}
+
+
+def replay(
+    session: Session, sources: Sequence[Source], duration_s: float | None, on_event: OnEvent | None = None
+) -> Generator[Result, None, None]:
     """One thread, virtual time: every event in the order of its time."""
     end_ns = None if duration_s is None else round(duration_s * 1e9)
     for event in _timed(heapq.merge(*sources, key=lambda event: event.end_ns), session.recorder):
         if end_ns is not None and event.end_ns > end_ns:
             break
+        if on_event is not None:
+            on_event(event)
         yield from session.push(event)
     yield from session.finish()
 
 
 def live(
-    session: Session, sources: Sequence[Source], duration_s: float | None, tape: Tape | None = None
+    session: Session,
+    sources: Sequence[Source],
+    duration_s: float | None,
+    tape: Tape | None = None,
+    on_event: OnEvent | None = None,
 ) -> Generator[Result, None, None]:
     """Wall time: sources are read by threads of their own; this one takes what has come and makes the steps.
 
-    `tape` receives all that `rerun` needs, beside what the session's clock, a TapeClock, gives it.
+    `tape` receives all that `rerun` needs, beside what the session's clock, a TapeClock, gives it. `on_event` is called
+    with every event before the session takes it.
     """
     # Only what the session itself reads decides its results.
     clock = session.clock.inner if isinstance(session.clock, TapeClock) else session.clock
@@ -252,6 +287,8 @@ def live(
                 for event, arrived_ns in events:
                     if tape is not None:
                         tape.event(event, arrived_ns)
+                    if on_event is not None:
+                        on_event(event)
                     session.ingest(event, arrived_ns)
                 now_ns = events[-1][1] if limit and events else clock.now_ns()
                 if tape is not None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from edgemm.stream.accounting import ModelAccount, StreamAccount
+from edgemm.stream.accounting import ModelAccount, SinkAccount, StreamAccount
 from edgemm.stream.decode import Decoded
 from edgemm.stream.drift import ClockReport
 
@@ -122,6 +122,8 @@ class Summary:
     interrupted: bool = False
     clocks: Mapping[str, ClockReport] = field(default_factory=dict)
     """By stream: how the clock of a live source ran against the machine's."""
+    sinks: Mapping[str, SinkAccount] = field(default_factory=dict)
+    """By sink, e.g. "jsonl results.jsonl"."""
     results: tuple[Result, ...] = ()
     """All results, if there was no sink to take them."""
 
@@ -131,6 +133,8 @@ class Summary:
             stream.check(name)
         for name, model in self.models.items():
             model.check(name)
+        for name, sink in self.sinks.items():
+            sink.check(name)
 
     def to_json(self) -> bytes:
         """The summary without its results, as JSON, indented; times in ms."""
@@ -142,6 +146,7 @@ class Summary:
             "models": self.models,
             "engines": self.engines,
             **({"clocks": self.clocks} if self.clocks else {}),
+            **({"sinks": self.sinks} if self.sinks else {}),
         }
         return msgspec.json.format(_ENCODER.encode(summary), indent=1)
 

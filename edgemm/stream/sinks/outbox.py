@@ -186,11 +186,6 @@ class Outbox:
                     return
 
 
-def outlet(sink: Sink, *, direct: bool) -> Direct | Outbox:
-    """How a run writes to `sink`: `direct`ly, or through an outbox."""
-    return Direct(sink) if direct else Outbox(sink)
-
-
 def _bytes(result: Result) -> int:
     return sum(
         [

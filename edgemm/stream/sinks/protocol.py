@@ -85,7 +85,6 @@ class Briefed(Protocol):
 class Snapshot:
     """The books of a run in the middle of it; they balance."""
 
-    time_ns: int
     streams: Mapping[str, StreamAccount]
     models: Mapping[str, ModelAccount]
     clocks: Mapping[str, ClockReport]
