@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 
 import msgspec
@@ -19,27 +20,32 @@ import numpy as np
 
 from edgemm import bundle as bundles
 from edgemm import recipe as recipes
-from edgemm.bundle import ModelEntry, PlanEntry, Variant
+from edgemm.bundle import ModelEntry, Variant
 from edgemm.calibration_data import CalibrationSource, Data, split
 from edgemm.engine import targets
 from edgemm.engine.executor import OnnxRuntimeExecutor
-from edgemm.engine.gpu import find_gpu
 from edgemm.engine.targets import Target
-from edgemm.engine.tensorrt import compiled, flavours
-from edgemm.errors import CalibrationError, EngineError, ModelError, RecipeError, UsageError
+from edgemm.engine.tensorrt.prepared import Prepared, prepare
+from edgemm.errors import CalibrationError, ModelError, RecipeError, UsageError
 from edgemm.graph import Model, Report, check, load
+from edgemm.graph.ops import operators_of
 from edgemm.graph.passes import (
     FixDims,
     FixInputs,
     FoldConstants,
+    FuseAttention,
     InferShapes,
     NameDims,
     Pass,
+    PutInFrontEnd,
     RemoveDead,
     TakeBranches,
     ToHalf,
 )
 from edgemm.graph.passes import run as run_passes
+from edgemm.graph.passes.front_end import samples_for
+from edgemm.kernels.log_mel_cuda import features_reference
+from edgemm.options import LogMelOptions
 from edgemm.quant import (
     Agreement,
     Candidate,
@@ -57,6 +63,7 @@ from edgemm.quant import (
     sensitivity,
     zero_states,
 )
+from edgemm.quant.narrow import to_fp8, to_int4
 from edgemm.recipe import Argmax, Output, Precision, Recipe, Sigmoid, Softmax, Threshold
 from edgemm.types import Array, Tensors
 
@@ -64,6 +71,9 @@ _WARM_UP_RUNS = 10
 _TIMED_RUNS = 300
 _TIMING_SECONDS = 4.0
 """A model so slow that the runs take longer is timed for this long."""
+
+FRONT_END_TOLERANCE = 2e-3
+"""What an output may change when the front end moves into the graph: float32 features for those of float64."""
 
 Progress = Callable[[str], None]
 
@@ -140,20 +150,27 @@ def build(
     ranges: str | Path | None = None,
     export_ranges: str | Path | None = None,
     target: str = "cpu",
+    dla: tuple[int, bool] | None = None,
+    workspace_mb: int | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Build the bundle `output` from an ONNX model or a recipe, and say what was done and measured.
 
-    `precision` overrides the recipe's ("auto" if there is none): fp32 and fp16 need no data; int8 and auto need
-    `calibration` or `ranges` (the JSON of an earlier `export_ranges`). Raises UsageError or RecipeError for a wrong
-    call, ModelError, CalibrationError, EngineError or BundleError if the work fails; then nothing is written.
+    `precision` overrides the recipe's ("auto" if there is none): fp32, fp16 and int4 need no data; int8, fp8 and auto
+    need `calibration` or `ranges` (the JSON of an earlier `export_ranges`). `dla` is a DLA core, and whether a layer
+    that it cannot run is an error; it and `workspace_mb` go before what the recipe says under [tensorrt]. Raises
+    UsageError or RecipeError for a wrong call, ModelError, CalibrationError, EngineError or BundleError if the work
+    fails; then nothing is written.
     """
     began = time.perf_counter()
     tell = progress or (lambda message: None)
     source, output = Path(source), Path(output)
     device = None if target == "cpu" else targets.get(target)
     settings = Settings(precision, observer, max_drop, Path(ranges) if ranges else None, target)
-    recipe = _read(source)
+    recipe = _with_tensorrt(_read(source), dla, workspace_mb)
+    for name in recipe.models:
+        _refuse_precision(name, precision or recipe.precision_of(name), device)
+    shipped = recipe
     models: dict[str, ModelEntry] = {}
     reports: list[ModelReport] = []
     files: dict[str, bytes | Path] = {}
@@ -167,14 +184,23 @@ def build(
         for name, loaded in floats.items():
             work = _ModelBuild(recipe, name, loaded, settings, data, Path(scratch), tell)
             models[name], report = work.run(files)
+            shipped = _with_inputs(shipped, name, work.inputs)
             reports.append(report)
             if export_ranges is not None:
                 _export_ranges(Path(export_ranges), work.ranges, name, len(floats))
-        plans, said = ([], []) if device is None else _compile(recipe, models, files, device, tell)
+        made = Prepared() if device is None else prepare(shipped, models, files, device, tell)
         tell(f"writing {output}")
-        written = bundles.write(output, recipe=recipe, models=models, files=files, target=target, plans=plans)
+        written = bundles.write(
+            output,
+            recipe=shipped,
+            models=models,
+            files=files,
+            target=target,
+            plans=made.plans,
+            kernels=made.kernels,
+        )
     seconds = time.perf_counter() - began
-    return BuildReport(str(output), written.digest, output.stat().st_size, target, seconds, reports, said)
+    return BuildReport(str(output), written.digest, output.stat().st_size, target, seconds, reports, made.said)
 
 
 # read
@@ -188,6 +214,38 @@ def _read(source: Path) -> Recipe:
         raise UsageError(f"{source} is a bundle already. Build from the recipe or the ONNX model that it was made of.")
     name = "".join(c if c.isalnum() or c in "_-" else "-" for c in source.stem).strip("-") or "model"
     return Recipe(edgemm=recipes.SCHEMA, name=name, models={name: recipes.Model(file=source.name)})
+
+
+def _with_tensorrt(recipe: Recipe, dla: tuple[int, bool] | None, workspace_mb: int | None) -> Recipe:
+    """The recipe with the caller's settings of TensorRT for every model; the bundle keeps them, for the device."""
+
+    def changed(wanted: recipes.TensorRT) -> recipes.TensorRT:
+        if dla is not None:
+            wanted = msgspec.structs.replace(wanted, dla_core=dla[0], dla_strict=dla[1])
+        if workspace_mb is not None:
+            pools = {**wanted.memory_pools_mb, "WORKSPACE": workspace_mb}
+            wanted = msgspec.structs.replace(wanted, memory_pools_mb=pools)
+        return wanted
+
+    models = {
+        name: model if model.tensorrt is None else msgspec.structs.replace(model, tensorrt=changed(model.tensorrt))
+        for name, model in recipe.models.items()
+    }
+    return msgspec.structs.replace(recipe, models=models, tensorrt=changed(recipe.tensorrt))
+
+
+def _with_inputs(recipe: Recipe, name: str, inputs: Mapping[str, recipes.Input]) -> Recipe:
+    """The recipe with other inputs of one model: what feeds a graph that holds its front end."""
+    model = recipe.models[name]
+    changed = msgspec.structs.replace(model, inputs={**model.inputs, **inputs})
+    return msgspec.structs.replace(recipe, models={**recipe.models, name: changed})
+
+
+def _refuse_precision(name: str, precision: str, device: Target | None) -> None:
+    """Raise UsageError if the device has no arithmetic for the precision."""
+    reason = targets.refusal(device, precision) if device is not None else None
+    if reason is not None:
+        raise UsageError(f'"{name}" cannot be built in {precision}: {reason}')
 
 
 # load, check, prepare
@@ -334,16 +392,18 @@ class _ModelBuild:
         self._notes = list(loaded.notes)
         self._calibration = "none"
         self.ranges: Ranges | None = None
+        self.inputs: dict[str, recipes.Input] = {}
+        """What the recipe must say of the inputs whose front end has moved into the graph."""
 
     def run(self, files: dict[str, bytes | Path]) -> tuple[ModelEntry, ModelReport]:
         """Make the variants that are wanted, add them to `files`, and choose one."""
         graphs = {"fp32": self._model}
         rows = {"fp32": VariantReport("fp32")}
         chosen, reason = "fp32", "asked for"
-        tensorrt: Model | None = None
-        if self._precision == "fp16":
-            graphs["fp16"], rows["fp16"] = self._fp16()
-            chosen = "fp16"
+        forms: dict[str, Model] = {}
+        if self._precision in ("fp16", "int4", "fp8"):
+            chosen = self._precision
+            graphs[chosen], rows[chosen] = self._converted(chosen)
         elif self._precision == "auto" and not (self._data.given or self._settings.ranges):
             reason = "no calibration data was given, so int8 was not tried: give --calibration"
         elif self._precision in ("int8", "auto"):
@@ -365,19 +425,128 @@ class _ModelBuild:
                     int8_share=quantized.int8_share,
                     left_in_float={**quantized.left_in_float, **int8.sensitive},
                 )
-                tensorrt = insert_qdq(self._model, self.ranges, "tensorrt", int8.excluded).model
+                forms["int8"] = insert_qdq(self._model, self.ranges, "tensorrt", int8.excluded).model
                 chosen, reason = self._choose(int8, comparing, rows)
-        return self._finish(files, graphs, rows, tensorrt, chosen, reason)
+        if self._recipe.tensorrt_of(self._name).fuse_attention:
+            fused = self._fuse_attention(graphs.get("fp16"))
+            if fused is not None:
+                forms["fp16"] = fused
+        graphs, forms = self._put_in_front_ends(graphs, forms)
+        return self._finish(files, graphs, rows, forms, chosen, reason)
 
-    def _fp16(self) -> tuple[Model, VariantReport]:
-        self._tell("converting to fp16")
-        result = run_passes(self._model, [ToHalf(self._wanted.keep_float), InferShapes()])
+    def _converted(self, precision: str) -> tuple[Model, VariantReport]:
+        """The fp16, fp8 or int4 graph, and how it compares where there is data."""
+        self._tell(f"converting to {precision}")
+        calibrating, comparing, _ = split(self._data.samples(self._name)) if self._data.given else ([], [], False)
+        keep = self._wanted.keep_float
+        if precision == "fp16":
+            result = run_passes(self._model, [ToHalf(keep), InferShapes()])
+            self._notes += result.notes
+            made = result.model
+        elif precision == "int4":
+            made = to_int4(self._model, keep)
+        else:
+            self.ranges = self._ranges(calibrating)
+            made = to_fp8(self._model, self.ranges, keep)
+        if precision != "fp16":
+            self._notes.append(f"{precision} is made for TensorRT; onnxruntime runs it, too, but no faster")
+        if not comparing:
+            return made, VariantReport(precision)
+        agreement = self._reference(comparing).compare(made)
+        score = self._score(agreement)
+        if score < 1 - self._max_drop:
+            self._notes.append(
+                f"{precision} agrees with float in {score:.4f} only, and {1 - self._max_drop:.4f} is wanted: name its "
+                "most sensitive nodes in keep_float, or choose another precision"
+            )
+        return made, VariantReport(precision, agreement=score, sqnr_db=agreement.sqnr_db)
+
+    def _fuse_attention(self, graph: Model | None) -> Model | None:
+        """The fp16 graph with its attention fused for edgemm's kernel, if the outputs stay."""
+        if graph is None:
+            self._notes.append("fuse-attention: edgemm's kernel takes fp16, and nothing was built in it")
+            return None
+        self._tell("fusing attention")
+        result = run_passes(graph, [FuseAttention()])
         self._notes += result.notes
+        if not result.changed:
+            self._notes.append("fuse-attention: nothing was fused")
+            return None
+        if not operators_of(result.model.proto):
+            self._notes.append("fuse-attention: undone, as keep_float leaves the attention in fp32")
+            return None
         if not self._data.given:
-            return result.model, VariantReport("fp16")
+            self._notes.append("fuse-attention: compared node by node on random numbers, as there is no data")
+            return result.model
         _, comparing, _ = split(self._data.samples(self._name))
-        agreement = self._reference(comparing).compare(result.model)
-        return result.model, VariantReport("fp16", agreement=self._score(agreement), sqnr_db=agreement.sqnr_db)
+        reference = self._reference(comparing)
+        before, after = (self._score(reference.compare(model)) for model in (graph, result.model))
+        kept = after >= before - self._max_drop
+        self._notes.append(
+            f"fuse-attention: agreement with float {before:.4f} before, {after:.4f} after"
+            + ("" if kept else ": undone, that is more than may be lost")
+        )
+        return result.model if kept else None
+
+    def _put_in_front_ends(
+        self, graphs: Mapping[str, Model], forms: Mapping[str, Model]
+    ) -> tuple[dict[str, Model], dict[str, Model]]:
+        """Every graph with the front ends that the recipe wants inside, if the float graph's outputs stay."""
+        steps: list[Pass] = []
+        for name, entry in self._wanted.inputs.items():
+            options = entry.log_mel or entry.mfcc
+            if not entry.in_graph or options is None or entry.window is None:
+                continue
+            log_mel = options if isinstance(options, LogMelOptions) else options.log_mel
+            samples = samples_for(recipes.window_frames(entry.window, log_mel), options)
+            steps.append(PutInFrontEnd(name, options, 1 if entry.time_axis else 0))
+            self.inputs[name] = recipes.Input(
+                stream=entry.stream, window=recipes.Duration(Fraction(samples), "samples"), missing=entry.missing
+            )
+        if not steps:
+            return dict(graphs), dict(forms)
+        self._tell("moving the front end into the graph")
+        moved = run_passes(self._model, steps)
+        error = self._front_end_error(moved.model)
+        if error > FRONT_END_TOLERANCE:
+            self.inputs.clear()
+            self._notes.append(
+                f"put-in-front-end: left outside: the outputs differ by {error:.2g} of their largest value, and "
+                f"{FRONT_END_TOLERANCE:g} is allowed"
+            )
+            return dict(graphs), dict(forms)
+        self._notes += (*moved.notes, f"put-in-front-end: on noise the outputs differ by {error:.2g} of their largest")
+        return (
+            {precision: run_passes(graph, steps).model for precision, graph in graphs.items()},
+            {precision: run_passes(form, steps).model for precision, form in forms.items()},
+        )
+
+    def _front_end_error(self, moved: Model) -> float:
+        """The largest difference of an output, as a share of its largest value, between front ends inside and outside.
+
+        On noise; outside the features are those of the float64 reference.
+        """
+        rng = np.random.default_rng(0)
+        inside: dict[str, Array] = {}
+        outside: dict[str, Array] = {}
+        for spec, before in zip(moved.inputs, self._model.inputs, strict=True):
+            shape = [size if isinstance(size, int) else 1 for size in spec.shape]
+            if spec.name not in self.inputs:
+                inside[spec.name] = outside[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+                continue
+            entry = self._wanted.inputs[spec.name]
+            options = entry.log_mel or entry.mfcc
+            inside[spec.name] = (0.1 * rng.standard_normal(shape)).astype(np.float32)
+            frames = [features_reference(row, options) for row in inside[spec.name]] if options else []
+            features = np.stack([frame.T if entry.time_axis else frame for frame in frames])
+            wanted = [1 if not isinstance(size, int) else size for size in before.shape]
+            outside[spec.name] = features.reshape(wanted).astype(np.float32)
+        with self._executor.open(self._model) as one, self._executor.open(moved) as other:
+            expected, found = one.run(outside), other.run(inside)
+        return max(
+            float(np.abs(expected[name] - found[name]).max() / max(float(np.abs(expected[name]).max()), 1e-6))
+            for name in expected
+        )
 
     def _ranges(self, samples: Sequence[Sample]) -> Ranges:
         """The calibration ranges: those of the file that was given, or measured on the samples."""
@@ -483,7 +652,7 @@ class _ModelBuild:
         files: dict[str, bytes | Path],
         graphs: Mapping[str, Model],
         rows: Mapping[str, VariantReport],
-        tensorrt: Model | None,
+        forms: Mapping[str, Model],
         chosen: str,
         reason: str,
     ) -> tuple[ModelEntry, ModelReport]:
@@ -500,12 +669,17 @@ class _ModelBuild:
                 if (value := getattr(row, key)) is not None
             }
             variants[precision] = msgspec.structs.replace(variant, scores=scores)
-        if tensorrt is not None:
-            form = _store(files, self._name, "int8-tensorrt", tensorrt, self._scratch)
-            variants["int8"] = msgspec.structs.replace(
-                variants["int8"], tensorrt=form.file, tensorrt_digest=form.digest, tensorrt_data=form.data
-            )
-        entry = _entry(self._recipe, self._name, self._model, variants, chosen, reason)
+            form = forms.get(precision)
+            if form is not None:
+                stored = _store(files, self._name, f"{precision}-tensorrt", form, self._scratch)
+                variants[precision] = msgspec.structs.replace(
+                    variants[precision],
+                    tensorrt=stored.file,
+                    tensorrt_digest=stored.digest,
+                    tensorrt_data=stored.data,
+                    operators=stored.operators,
+                )
+        entry = _entry(self._recipe, self._name, graphs["fp32"], variants, chosen, reason)
         if self.ranges is not None:
             member = f"models/{self._name}/ranges.json"
             files[member] = self.ranges.to_json().encode()
@@ -531,53 +705,6 @@ def _decision(kind: Output) -> Decision | None:
     return None
 
 
-# compile
-
-
-def _compile(
-    recipe: Recipe,
-    models: Mapping[str, ModelEntry],
-    files: dict[str, bytes | Path],
-    device: Target,
-    tell: Progress,
-) -> tuple[list[PlanEntry], list[str]]:
-    """Compile what can be compiled here for the target, into `files`; say what cannot, and when it will be."""
-    later = f"the plan will be compiled on {device.title}, at the first run or by: edgemm build engine BUNDLE"
-    if device.release is None:
-        return [], [f"{device.title} has no TensorRT that edgemm builds for: it runs on onnxruntime there"]
-    wanted = "tensorrt-rtx" if device.family == "rtx" else "tensorrt"
-    flavour = next((found for found in flavours.installed() if found.name == wanted), None)
-    if flavour is None:
-        hint = ' To compile it here: pip install "edgemm[rtx]"' if wanted == "tensorrt-rtx" else ""
-        return [], [later + "." + hint]
-    plans: list[PlanEntry] = []
-    said: list[str] = []
-    for name, entry in models.items():
-        options = compiled.options_for(recipe, name, entry)
-        for precision, variant in entry.variants.items():
-            member, digest, data = compiled.graph_member(variant)
-            content = files[member]
-            if data is not None:
-                said.append(f"{name}, {precision}: over 2 GB; {later}")
-                continue
-            tell(f"{name}: compiling the {precision} plan for {device.title}")
-            gpu = None if flavour.builds_without_gpu else find_gpu()
-            try:
-                plan = compiled.compile_for(flavour, device, content, digest, precision, options, gpu=gpu, tell=tell)
-            except EngineError as error:
-                said.append(f"{name}, {precision}: no plan: {error}")
-                continue
-            file = f"plans/{plan.key.id}.plan"
-            files[file] = plan.to_bytes()
-            plans.append(PlanEntry(file=file, model=name, key=asdict(plan.key)))
-            said.append(
-                f"{name}, {precision}: compiled for {device.sm} by {flavour.title} in "
-                f"{plan.seconds:.1f} s, {len(plan.data) / 1e6:.2f} MB"
-            )
-            said += [f"{name}, {precision}: {warning}" for warning in plan.warnings[:3]]
-    return plans, said
-
-
 # write
 
 
@@ -586,13 +713,14 @@ def _store(files: dict[str, bytes | Path], name: str, precision: str, model: Mod
     member = f"models/{name}/{precision}.onnx"
     try:
         files[member] = model.to_bytes()
-        return Variant(file=member, digest=model.digest)
+        return Variant(file=member, digest=model.digest, operators=list(operators_of(model.proto)))
     except ModelError:
         folder = scratch / name
         folder.mkdir(exist_ok=True)
         graph, data = model.save(folder / f"{precision}.onnx")
         files[member], files[f"{member}.data"] = graph, data
-        return Variant(file=member, digest=model.digest, data=f"{member}.data")
+        operators = list(operators_of(model.proto))
+        return Variant(file=member, digest=model.digest, data=f"{member}.data", operators=operators)
 
 
 def _size(content: bytes | Path) -> int:

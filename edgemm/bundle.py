@@ -10,6 +10,7 @@ anywhere, the zip's own headers included, is found when the bundle is opened.
     models/<model>/<precision>.onnx  the graphs, float and quantized (with `.onnx.data` beside one over 2 GB)
     models/<model>/ranges.json       the calibration ranges
     plans/<key>.plan                 compiled TensorRT plans
+    kernels/<arch>/<source>.cubin    edgemm's CUDA kernels, compiled for the target
 
 `docs/bundle.md` describes the format for other readers.
 """
@@ -24,7 +25,7 @@ import re
 import secrets
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -69,6 +70,8 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """The same precision with Q/DQ placed for TensorRT's fusion rules, where they differ from onnxruntime's."""
     tensorrt_digest: str | None = None
     tensorrt_data: str | None = None
+    operators: list[str] = []
+    """edgemm's operators in the graph for TensorRT, which plugins run there unless the recipe says otherwise."""
     scores: dict[str, float] = {}
     """What was measured at build time, by name, e.g. agreement with float, milliseconds."""
 
@@ -81,7 +84,7 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     outputs: list[TensorSpec]
     states: list[StatePair] = []
     variants: dict[str, Variant]
-    """By precision: "fp32", "fp16", "int8"."""
+    """By precision: "fp32", "fp16", "int8", "fp8", "int4"."""
     precision: str
     """The variant that runs unless another is asked for."""
     reason: str
@@ -99,6 +102,19 @@ class PlanEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """What the plan depends on: flavour, version, compute capability, precision, graph, plugins ..."""
 
 
+class KernelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One of edgemm's CUDA kernels, compiled."""
+
+    file: str
+    source: str
+    """The kernel's source: a name of `edgemm.kernels.compile.sources`."""
+    arch: str
+    """"sm_87"."""
+    compiler: str
+    digest: str
+    """Hash of the kernels and of what launches them: taken only where edgemm has the same ones."""
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The table of contents: what the bundle holds and what it was made from."""
 
@@ -111,6 +127,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, FileEntry]
     models: dict[str, ModelEntry]
     plans: list[PlanEntry] = []
+    kernels: list[KernelEntry] = []
 
 
 @dataclass(frozen=True)
@@ -210,7 +227,8 @@ def write(
     models: Mapping[str, ModelEntry],
     files: Mapping[str, bytes | Path],
     target: str = "cpu",
-    plans: list[PlanEntry] | None = None,
+    plans: Sequence[PlanEntry] = (),
+    kernels: Sequence[KernelEntry] = (),
 ) -> Bundle:
     """Write a bundle atomically and open it again.
 
@@ -230,7 +248,8 @@ def write(
         target=target,
         files={name: _describe(content) for name, content in sorted(contents.items())},
         models=dict(models),
-        plans=plans or [],
+        plans=list(plans),
+        kernels=list(kernels),
     )
     encoded = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1)
     with atomic_file(path) as out:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 
 from edgemm.errors import RecipeError
-from edgemm.options import ImageOptions, LogMelOptions, MfccOptions
+from edgemm.options import ImageOptions, LogMelOptions, MfccOptions, SpectrumOptions
 from edgemm.types import StatePair, TensorSpec
 
 if sys.version_info >= (3, 11):
@@ -31,7 +31,8 @@ else:
 SCHEMA = 1
 """Version of the recipe's schema: the value of the key `edgemm` at the top of the file."""
 
-Precision = Literal["auto", "fp32", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "int8", "fp8", "int4"]
+"""fp8: weights and activations in FP8 (E4M3); int4: weights alone, in blocks. Both are for TensorRT."""
 PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
 
 _UNITS_NS = {"s": Fraction(10**9), "ms": Fraction(10**6), "us": Fraction(10**3)}
@@ -131,7 +132,10 @@ class Input(_Node, frozen=True):
     """Where the time axis stands in the tensor, batch not counted: 1 makes [frames, mels] into [mels, frames]."""
     log_mel: LogMelOptions | None = None
     mfcc: MfccOptions | None = None
+    spectrum: SpectrumOptions | None = None
     image: ImageOptions | None = None
+    in_graph: bool = False
+    """True: the build moves the log-mel or MFCC front end into the graph, which then takes sound."""
 
 
 class State(_Node, frozen=True):
@@ -210,6 +214,30 @@ class Gate(_Value):
         return f"{self.model}.{self.output} {self.compare} {self.value:g}"
 
 
+class TensorRT(_Node, frozen=True):
+    """How TensorRT compiles the plans. Names are TensorRT's own; precision is not here: it is in the graph."""
+
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
+    """0 builds fastest, 5 searches longest; TensorRT's default is 3."""
+    memory_pools_mb: dict[str, PositiveInt] = {}
+    """Limits by pool, e.g. { WORKSPACE = 512 }."""
+    tactic_sources: list[str] | None = None
+    dla_core: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    dla_strict: bool = False
+    """True: a layer that the DLA cannot run is an error; otherwise it runs on the GPU, and the build says which."""
+    sparsity: bool = False
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None
+    strip_weights: bool = False
+    refit: bool = False
+    plugins: bool = True
+    """True: edgemm's operators in the graph are run by edgemm's kernels; False: by the ONNX operators in their bodies."""
+    ahead_of_time: bool = False
+    """True: attention becomes an ahead-of-time plugin, whose kernel is in the plan, where the version has them."""
+    fuse_attention: bool = False
+    """True: attention in fp16 that the graph spells out is fused into one operator, and so run by edgemm's kernel."""
+
+
 class Model(_Node, frozen=True):
     """One ONNX model in the stream."""
 
@@ -231,6 +259,8 @@ class Model(_Node, frozen=True):
     keep_float: list[str] = []
     """Names of nodes that are never quantized or converted to fp16."""
     priority: int = 0
+    tensorrt: TensorRT | None = None
+    """What differs from the recipe's own [tensorrt] for this model; once read, with the rest filled in from there."""
 
     @property
     def states(self) -> tuple[StatePair, ...]:
@@ -270,24 +300,6 @@ class Calibration(_Node, frozen=True):
     observer: Literal["min-max", "percentile", "entropy", "mse"] = "entropy"
 
 
-class TensorRT(_Node, frozen=True):
-    """How TensorRT compiles the plans. Names are TensorRT's own; precision is not here: it is in the graph."""
-
-    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
-    """0 builds fastest, 5 searches longest; TensorRT's default is 3."""
-    memory_pools_mb: dict[str, PositiveInt] = {}
-    """Limits by pool, e.g. { WORKSPACE = 512 }."""
-    tactic_sources: list[str] | None = None
-    dla_core: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    dla_strict: bool = False
-    """True: a layer that the DLA cannot run is an error; otherwise it runs on the GPU, and the build says which."""
-    sparsity: bool = False
-    version_compatible: bool = False
-    hardware_compatibility: str | None = None
-    strip_weights: bool = False
-    refit: bool = False
-
-
 class Recipe(_Node, frozen=True):
     """A whole recipe; `load` reads one from a file."""
 
@@ -307,6 +319,10 @@ class Recipe(_Node, frozen=True):
     def precision_of(self, model: str) -> Precision:
         """The precision wanted for one model."""
         return self.models[model].precision or self.precision
+
+    def tensorrt_of(self, model: str) -> TensorRT:
+        """How TensorRT compiles one model."""
+        return self.models[model].tensorrt or self.tensorrt
 
     def to_json(self) -> bytes:
         """The recipe as JSON, what the bundle stores: the same text for the same recipe, models in their order."""
@@ -358,6 +374,8 @@ def _decode(raw: Any, file: str, text: str) -> Recipe:
                 raise where.error((*path, key), f"unknown key, expected one of: {', '.join(sorted(known))}")
     try:
         recipe = msgspec.convert(raw, Recipe, dec_hook=_convert)
+        if any(model.tensorrt for model in recipe.models.values()):
+            recipe = msgspec.convert(_with_defaults(raw), Recipe, dec_hook=_convert)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$")
         keys = _spell_out(raw, str(error), [k for k in re.split(r"[.\[\]`]+", place.replace("[...]", ".*")) if k])
@@ -369,6 +387,16 @@ def _decode(raw: Any, file: str, text: str) -> Recipe:
     for path, problem in _problems(recipe):
         raise where.error(path, problem)
     return recipe
+
+
+def _with_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a recipe, each model's [tensorrt] completed from the recipe's."""
+    common = raw.get("tensorrt", {})
+    models = {
+        name: {**model, "tensorrt": {**common, **model["tensorrt"]}} if "tensorrt" in model else model
+        for name, model in raw["models"].items()
+    }
+    return {**raw, "models": models}
 
 
 def _spell_out(raw: Any, message: str, keys: Sequence[str]) -> tuple[str, ...]:
@@ -417,7 +445,7 @@ def _encode(value: Any) -> Any:
 
 def _option_tables(raw: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], Any]]:
     """Every front-end table with its dataclass: msgspec does not refuse unknown keys of dataclasses."""
-    kinds = {"log_mel": LogMelOptions, "mfcc": MfccOptions, "image": ImageOptions}
+    kinds = {"log_mel": LogMelOptions, "mfcc": MfccOptions, "spectrum": SpectrumOptions, "image": ImageOptions}
     models = raw.get("models")
     for model, table in models.items() if isinstance(models, dict) else ():
         inputs = table.get("inputs") if isinstance(table, dict) else None
@@ -488,6 +516,8 @@ def _input_problems(
     if len(origins) != 1:
         yield path, f"expected one of stream, from or value, found {' and '.join(origins) or 'none'}"
         return
+    if entry.in_graph and entry.log_mel is None and entry.mfcc is None:
+        yield (*path, "in_graph"), "only a log_mel or mfcc front end can move into the graph, and there is none"
     if entry.source is not None:
         source, _, output = entry.source.partition(".")
         if source not in seen:
@@ -495,7 +525,7 @@ def _input_problems(
         elif not output:
             yield (*path, "from"), f'expected "model.output", found "{entry.source}"'
     if entry.stream is None:
-        for key in ("window", "spacing", "log_mel", "mfcc", "image"):
+        for key in ("window", "spacing", "log_mel", "mfcc", "spectrum", "image"):
             if getattr(entry, key) is not None:
                 yield (*path, key), f"{key} belongs to an input with a stream"
         return
@@ -513,15 +543,16 @@ def _audio_problems(stream: AudioStream, entry: Input, path: tuple[str, ...]) ->
     for key in ("image", "spacing"):
         if getattr(entry, key) is not None:
             yield (*path, key), f"{key} belongs to a video stream, found an audio stream"
-    if entry.log_mel is not None and entry.mfcc is not None:
-        yield path, "expected one front end, found log_mel and mfcc"
+    front_ends = [key for key in ("log_mel", "mfcc", "spectrum") if getattr(entry, key) is not None]
+    if len(front_ends) > 1:
+        yield path, f"expected one front end, found {' and '.join(front_ends)}"
     if entry.window is None:
         yield path, 'window is missing: say how much sound a step sees, e.g. window = "1 s"'
         return
-    options = entry.log_mel or (entry.mfcc.log_mel if entry.mfcc else None)
+    options = entry.log_mel or entry.spectrum or (entry.mfcc.log_mel if entry.mfcc else None)
     if options is None:
         if entry.window.unit == "frames":
-            yield (*path, "window"), "frames need a log_mel or mfcc front end: expected a time or samples"
+            yield (*path, "window"), "frames need a log_mel, mfcc or spectrum front end: expected a time or samples"
             return
         try:
             entry.window.samples(stream.rate_hz)
@@ -537,7 +568,7 @@ def _audio_problems(stream: AudioStream, entry: Input, path: tuple[str, ...]) ->
 
 
 def _video_problems(entry: Input, path: tuple[str, ...]) -> Iterator[Problem]:
-    for key in ("log_mel", "mfcc"):
+    for key in ("log_mel", "mfcc", "spectrum"):
         if getattr(entry, key) is not None:
             yield (*path, key), f"{key} belongs to an audio stream, found a video stream"
     if entry.image is None:
@@ -550,7 +581,7 @@ def _video_problems(entry: Input, path: tuple[str, ...]) -> Iterator[Problem]:
         yield path, 'spacing is missing: say how far apart the pictures are, e.g. spacing = "40 ms"'
 
 
-def window_frames(window: Duration, options: LogMelOptions) -> int:
+def window_frames(window: Duration, options: LogMelOptions | SpectrumOptions) -> int:
     """Front-end frames in `window`: as many hops as fit, which must be a whole number. Raises ValueError."""
     frames = window.value if window.unit == "frames" else Fraction(window.samples(options.rate_hz), options.hop_samples)
     if frames.denominator != 1:

@@ -20,6 +20,8 @@ class Precision(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
     int8 = "int8"
+    fp8 = "fp8"
+    int4 = "int4"
 
 
 class Calibrator(str, Enum):
@@ -44,7 +46,11 @@ def engine(
         Path | None, typer.Option("-o", "--output", help="The bundle to write.", metavar="OUT.edgemm")
     ] = None,
     precision: Annotated[
-        Precision | None, typer.Option(help="auto keeps int8 only where it is accurate enough and faster here.")
+        Precision | None,
+        typer.Option(
+            help="auto keeps int8 only where it is accurate enough and faster here. fp8 (SM89 and newer) and int4 "
+            "weights (SM80 and newer) are for TensorRT."
+        ),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="A folder of .npz samples, or a recording to run through the front ends.")
@@ -58,6 +64,17 @@ def engine(
     target: Annotated[
         str, typer.Option(help="The device to build for, a name that `edgemm targets` lists.", metavar="NAME")
     ] = "cpu",
+    dla: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A DLA core's number: layers that it cannot run go to the GPU, and the report names them. With "
+            "another --dla strict they are an error.",
+            metavar="CORE|strict",
+        ),
+    ] = None,
+    workspace: Annotated[
+        int | None, typer.Option(min=1, help="Memory that TensorRT's kernels may use, in MB.", metavar="MB")
+    ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write a report of the build.", metavar="FILE")
     ] = None,
@@ -75,6 +92,8 @@ def engine(
 
       edgemm build engine recipe.toml -o out.edgemm --target orin-nano
 
+      edgemm build engine recipe.toml -o out.edgemm --target agx-orin --precision fp16 --dla 0 --dla strict
+
       edgemm build engine out.edgemm        (on the board: compile its plans now, not at the first run)
     """
     import edgemm
@@ -83,6 +102,11 @@ def engine(
     from edgemm.errors import UsageError
 
     if is_bundle(source) and output is None:
+        if dla or workspace:
+            raise UsageError(
+                f"{source} is a bundle, and DLA and workspace are settings that it was built with. Give them with "
+                "-o when it is built, or write them under [tensorrt] in its recipe."
+            )
         _compile(source, precision.value if precision else "auto", quiet)
         return
     if output is None:
@@ -99,6 +123,8 @@ def engine(
             ranges=ranges,
             export_ranges=export_ranges,
             target=target,
+            dla=_dla(dla or []),
+            workspace_mb=workspace,
             progress=show,
         )
     if json_out:
@@ -107,10 +133,24 @@ def engine(
         typer.echo(build_table(report))
 
 
+def _dla(words: list[str]) -> tuple[int, bool] | None:
+    """The DLA core and whether it is strict, from the values of --dla. Raises UsageError."""
+    from edgemm.errors import UsageError
+
+    cores = [word for word in words if word.isdigit()]
+    wrong = [word for word in words if not word.isdigit() and word != "strict"]
+    if wrong or len(cores) > 1 or (words and not cores):
+        raise UsageError(
+            f"Found --dla {' --dla '.join(words)}; expected one core's number, and perhaps strict: --dla 0 --dla strict"
+        )
+    return (int(cores[0]), "strict" in words) if cores else None
+
+
 def _compile(path: Path, precision: str, quiet: bool) -> None:
     """Compile the plans of a bundle for the GPU in this machine, into the cache."""
     from edgemm import bundle
     from edgemm.engine.tensorrt import compiled
+    from edgemm.engine.tensorrt.prepared import described
     from edgemm.errors import EngineError
 
     opened = bundle.open(path)
@@ -125,12 +165,10 @@ def _compile(path: Path, precision: str, quiet: bool) -> None:
             wanted = entry.precision if precision == "auto" else precision
             found = compiled.plan_for_device(opened, name, wanted, flavour, tell=show)
             if not quiet:
-                typer.echo(
-                    f"{name}, {wanted}: {'compiled' if found.origin == 'built' else f'was in the {found.origin}'}, "
-                    f"{len(found.plan.data) / 1e6:.2f} MB"
-                )
-                for note in found.notes:
-                    typer.echo(note)
+                if found.origin != "built":
+                    typer.echo(f"{name}, {wanted}: the plan was in the {found.origin} already")
+                for line in (*described(f"{name}, {wanted}", found.plan, flavour), *found.notes):
+                    typer.echo(line)
 
 
 @app.command()

@@ -95,7 +95,14 @@ def _tensorrt(
         return None
     found = compiled.plan_for_device(bundle, model, precision, flavour, gpu=gpu, tell=tell)
     states = bundle.models[model].states
-    loaded = TensorRTEngine(found.plan, states, flavour=flavour, profile_layers=profile_layers, weights=found.weights)
+    loaded = TensorRTEngine(
+        found.plan,
+        states,
+        flavour=flavour,
+        profile_layers=profile_layers,
+        weights=found.weights,
+        plugins=found.plugins,
+    )
     return loaded, found.notes
 
 

@@ -82,6 +82,25 @@ def get(name: str) -> Target:
     )
 
 
+def refusal(target: Target, precision: str) -> str | None:
+    """Say why a device has no arithmetic for a precision, or return None: then TensorRT decides, node by node.
+
+    FP8 came with Ada (SM89), and TensorRT's kernels for INT4 weights begin with Ampere (SM80).
+    """
+    needed = _OLDEST_CAPABILITY.get(precision)
+    major, minor = (int(part) for part in target.compute_capability.split("."))
+    if needed is None or (major, minor) >= needed:
+        return None
+    others = "int8, fp16 or fp32" if precision == "int4" or (major, minor) < (8, 0) else "int8, int4, fp16 or fp32"
+    return (
+        f"{target.title} is SM{major}{minor} and has no kernels for {precision}, which needs SM{needed[0]}{needed[1]} "
+        f"or newer. Build with --precision {others}, or choose another --target."
+    )
+
+
+_OLDEST_CAPABILITY = {"fp8": (8, 9), "int4": (8, 0)}
+
+
 def of_device(name: str, compute_capability: str, memory_bytes: int = 0, board: str | None = None) -> Target:
     """Return a target for the GPU at hand: the table's entry for it, else one with only what is known.
 

@@ -17,6 +17,7 @@ q and out are `[batch, heads, q_len, head_dim]`, k and v `[batch, kv_heads, kv_l
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -156,8 +157,8 @@ def add_bodies(proto: ModelProto) -> None:
             _import_domain(proto, *function_opset)
 
 
-def without_bodies(proto: ModelProto) -> ModelProto:
-    """Return a copy whose edgemm nodes have no body: what TensorRT is given where a plugin is to run them.
+def without_bodies(proto: ModelProto, operators: Collection[str] = OPERATORS) -> ModelProto:
+    """Return a copy whose nodes of these operators have no body: what TensorRT is given where a plugin runs them.
 
     The nodes get the attributes by which TensorRT's parser finds the plugin. Raises ModelError for an attention in
     float32, which no kernel computes.
@@ -165,8 +166,9 @@ def without_bodies(proto: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(proto)
     for node in _own_nodes(copy):
-        kind = next((item.i for item in node.attribute if item.name == "dtype"), None)
-        if kind == TensorProto.FLOAT:
+        if node.op_type not in operators:
+            continue
+        if not _has_kernel(node):
             raise ModelError(
                 f'Node "{node.name}" ({node.op_type}) computes in float32, and its kernel takes float16 and bfloat16. '
                 "Convert the model to fp16 before attention is fused, or let the engine run the function body."
@@ -176,15 +178,40 @@ def without_bodies(proto: ModelProto) -> ModelProto:
         node.attribute.extend(kept_attributes)
         node.attribute.append(helper.make_attribute("plugin_namespace", DOMAIN))
         node.attribute.append(helper.make_attribute("plugin_version", str(VERSION)))
-    kept = [item for item in copy.functions if item.domain != DOMAIN]
+    kept = [item for item in copy.functions if item.domain != DOMAIN or item.name not in operators]
     del copy.functions[:]
     copy.functions.extend(kept)
     return copy
 
 
-def uses_own_operators(proto: ModelProto) -> bool:
-    """True if the model has a node of edgemm's domain."""
-    return bool(_own_nodes(proto))
+def strip_bodies(model: bytes, operators: Collection[str] = OPERATORS) -> bytes:
+    """`without_bodies` of an ONNX file's bytes; external data stays where the file says that it is."""
+    stripped: bytes = without_bodies(ModelProto.FromString(model), operators).SerializeToString()
+    return stripped
+
+
+def operators_of(proto: ModelProto) -> tuple[str, ...]:
+    """The edgemm operators in a model that a kernel computes at every place where they stand, by name.
+
+    An attention in float32 has its body only, and with it every other node of that operator.
+    """
+    nodes = _own_nodes(proto)
+    bodies_only = {node.op_type for node in nodes if not _has_kernel(node)}
+    return tuple(sorted({node.op_type for node in nodes} - bodies_only))
+
+
+def kernel_options(proto: ModelProto) -> tuple[LogMelOptions | MfccOptions | AttentionOptions, ...]:
+    """The options of every edgemm node that a kernel computes. Raises ModelError if some are malformed."""
+    return tuple(options_of(node) for node in _own_nodes(proto) if _has_kernel(node))
+
+
+def kernel_options_in(model: bytes) -> tuple[LogMelOptions | MfccOptions | AttentionOptions, ...]:
+    """`kernel_options` of an ONNX file's bytes."""
+    return kernel_options(ModelProto.FromString(model))
+
+
+def _has_kernel(node: NodeProto) -> bool:
+    return all(item.i != TensorProto.FLOAT for item in node.attribute if item.name == "dtype")
 
 
 def _own_nodes(proto: ModelProto) -> list[NodeProto]:

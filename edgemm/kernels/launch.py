@@ -10,7 +10,7 @@ A kernel's Python face (`LogMelKernel`, `FramePrepKernel`) checks its arguments,
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -207,15 +207,23 @@ class EmulatorRunner:
 
 
 class CudaRunner:
-    """Runs kernels on a CUDA device; compiles each source on its first use, or takes it from the cache.
+    """Runs kernels on a CUDA device; compiles each source on its first use, or takes it from `cubins` or the cache.
 
     Launches are asynchronous and can be captured in a graph, once every source has been used (or `prepare`d) before.
     An array that says in which stream it was written (`__cuda_array_interface__`, version 3) is waited for, on the
     device; not in a capture, where that stream's work is no part of the graph.
     """
 
-    def __init__(self, device: Device, *, compiler: Compiler | None = None, cache_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        compiler: Compiler | None = None,
+        cache_dir: Path | None = None,
+        cubins: Mapping[str, bytes] | None = None,
+    ) -> None:
         self.device = device
+        self._cubins = cubins or {}
         self._compiler = compiler
         self._cache_dir = cache_dir
         self._modules: dict[str, Module] = {}
@@ -223,6 +231,8 @@ class CudaRunner:
 
     def prepare(self, source: str) -> Module:
         """Compile and load `source`, if that has not been done. Raises KernelError if it cannot be compiled."""
+        if source not in self._modules and source in self._cubins:
+            self._modules[source] = self.device.load_module(self._cubins[source])
         if source not in self._modules:
             self._compiler = self._compiler or find_compiler(self.device.arch)
             binary = compile_kernel(source, self.device.arch, compiler=self._compiler, cache_dir=self._cache_dir)

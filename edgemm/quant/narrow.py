@@ -35,12 +35,18 @@ _INT8_LEVELS = 127
 def to_fp8(model: Model, ranges: Ranges, exclude: Collection[str] = ()) -> Model:
     """Return the model with FP8 Q/DQ where TensorRT's int8 would stand; the nodes in `exclude` stay in float.
 
-    The ranges are those of int8: a scale is amax / 448, one a channel for weights. Raises what `insert_qdq` raises.
+    The ranges are those of int8: a scale is amax / 448, one a channel for weights. Raises UsageError if nothing can be
+    FP8, ModelError if the opset cannot be raised, and what `insert_qdq` raises.
     """
     ranges.check(model)
     raised = _at_opset(model, FP8_OPSET)
     renewed = replace(ranges, graph=raised.digest)
-    quantized = insert_qdq(raised, renewed, "tensorrt", exclude).model
+    result = insert_qdq(raised, renewed, "tensorrt", exclude)
+    if not result.quantized:
+        raise UsageError(
+            "The graph has no convolution or matrix product that can run in FP8. Build with --precision fp16."
+        )
+    quantized = result.model
     floats = prepare(raised)
     original = {node.name: node for node in floats.proto.graph.node}
     stored = {tensor.name: tensor for tensor in floats.proto.graph.initializer}

@@ -182,13 +182,17 @@ def test_one_body_serves_equal_nodes_and_different_ones_are_refused() -> None:
 def test_attention_in_float32_has_a_body_only() -> None:
     node = ops.attention_node("q", "k", "v", "out", AttentionOptions(32), name="wide")
     next(item for item in node.attribute if item.name == "dtype").i = TensorProto.FLOAT
+    model = model_of(node, **dict.fromkeys("qkv", ("float32", [1, 1, 4, 32])))
     with pytest.raises(ModelError, match=r'"wide" \(FusedAttention\) computes in float32'):
-        ops.without_bodies(model_of(node, **dict.fromkeys("qkv", ("float32", [1, 1, 4, 32]))))
+        ops.without_bodies(model)
+    assert ops.operators_of(model) == ops.kernel_options(model) == ()
+    assert len(ops.without_bodies(model, ()).functions) == 1
 
 
 def test_bodies_come_and_go() -> None:
     model = model_of(ops.log_mel_node("x", "out", LogMelOptions()), x=("float32", [1, 800]))
-    assert ops.uses_own_operators(model)
+    assert ops.operators_of(model) == ("LogMel",)
+    assert ops.kernel_options(model) == (LogMelOptions(),)
     bare = ops.without_bodies(model)
     assert len(bare.functions) == 0
     assert len(model.functions) == 1
@@ -196,5 +200,5 @@ def test_bodies_come_and_go() -> None:
     assert bare.functions[0] == model.functions[0]
     plain = helper.make_model(helper.make_graph([], "g", [], []))
     ops.add_bodies(plain)
-    assert not ops.uses_own_operators(plain)
+    assert ops.operators_of(plain) == ()
     assert [item.domain for item in plain.opset_import] == [""]

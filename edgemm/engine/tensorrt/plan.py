@@ -61,7 +61,7 @@ class BuildOptions:
         if level is not None and not 0 <= level <= 5:
             raise UsageError(f"Found builder optimization level {level}; expected 0 (fastest build) to 5.")
         if self.dla_strict and self.dla_core is None:
-            raise UsageError("DLA strict was asked without a DLA core. Name the core: --dla 0 --dla-strict.")
+            raise UsageError("DLA strict was asked without a DLA core. Name the core: --dla 0 --dla strict.")
         for pool, size in self.memory_pools.items():
             if size <= 0:
                 raise UsageError(f"Found {size} bytes for the memory pool {pool}; expected more than 0.")

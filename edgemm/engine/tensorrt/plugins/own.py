@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -41,11 +41,18 @@ _FLOAT16, _BFLOAT16 = 10, 16
 class OwnPlugins:
     """edgemm's plugins. `make_runner` gives what launches the kernels, asked for when the first one is to run.
 
+    `cubins` are kernels that are compiled already for the device, by source; the others are compiled on first use.
     With `ahead_of_time`, attention becomes an ahead-of-time plugin where the version has them (`aot`).
     """
 
-    def __init__(self, make_runner: Callable[[], Runner] | None = None, *, ahead_of_time: bool = False) -> None:
-        self._make_runner = make_runner or (lambda: CudaRunner(open_device()))
+    def __init__(
+        self,
+        make_runner: Callable[[], Runner] | None = None,
+        *,
+        cubins: Mapping[str, bytes] | None = None,
+        ahead_of_time: bool = False,
+    ) -> None:
+        self._make_runner = make_runner or (lambda: CudaRunner(open_device(), cubins=cubins))
         self.ahead_of_time = ahead_of_time
         self._runner: Runner | None = None
 
@@ -62,6 +69,8 @@ class OwnPlugins:
         ]
         for file in (*sorted(source_dir().rglob("*.cu*")), *python):
             state.update(file.name.encode() + b"\0" + file.read_bytes())
+        if self.ahead_of_time:
+            state.update(b"ahead of time")
         return state.hexdigest()
 
     def register(self, flavour: Flavour) -> None:
@@ -94,6 +103,11 @@ class OwnPlugins:
 
 _CREATORS: list[Any] = []
 """TensorRT's registry keeps no reference of its own to a Python creator."""
+
+
+def kernel_source(options: LogMelOptions | MfccOptions | AttentionOptions) -> str:
+    """The CUDA source that a plugin with these options launches: a name of `edgemm.kernels.compile.sources`."""
+    return f"attention_d{options.head_dim}" if isinstance(options, AttentionOptions) else "log_mel"
 
 
 class Operator(Protocol):
