@@ -110,7 +110,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         if self._profile_layers and self._session is not None:
             self.layer_times()
-        self._session = None
+        self._session = self._binding = None
         if self._profile_folder is not None:
             self._profile_folder.cleanup()
 
@@ -163,7 +163,7 @@ class OnnxRuntimeEngine:
                         bound[name] = array
             self._session.run_with_iobinding(self._binding)
             results: list[Array] = self._binding.copy_outputs_to_cpu()
-        except Exception:  # onnxruntime's exceptions share no base class
+        except Exception:  # noqa: BLE001  # they share no base class, and session.run will say why
             bound.clear()
             return None
         return results
