@@ -74,6 +74,38 @@ class MfccOptions:
 
 
 @dataclass(frozen=True)
+class SpectrumOptions:
+    """How samples become frames of a spectrum `[frames, fft_size // 2 + 1]`: |X| or |X| ** 2, without a filterbank.
+
+    The fields are those of LogMelOptions, with the same meaning; the frame's mean stays and there is no pre-emphasis.
+    The defaults give `numpy.abs(numpy.fft.rfft(block))` of blocks of 512 samples, every 128.
+    """
+
+    rate_hz: int = 16000
+    window_samples: int = 512
+    hop_samples: int = 128
+    fft_size: int = 512
+    window: Literal["povey", "hann", "hamming", "blackman", "rectangular"] = "rectangular"
+    window_periodic: bool = False
+    scale: float = 1.0
+    power: Literal[1, 2] = 1
+    log: Literal["ln", "log10", "db", "none"] = "none"
+    floor: float = FLOAT32_EPSILON
+    edges: Literal["snip", "reflect", "zero"] = "snip"
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def bins(self) -> int:
+        """How many values a frame has."""
+        return self.fft_size // 2 + 1
+
+    def as_log_mel(self) -> LogMelOptions:
+        """The same frames, window and spectrum in the terms of a log-mel; its filterbank means nothing."""
+        return LogMelOptions(remove_dc=False, preemphasis=0.0, n_mels=self.bins, low_hz=0.0, **vars(self))
+
+
+@dataclass(frozen=True)
 class ImageOptions:
     """How a picture becomes a tensor: crop, resize, colour, `(x * scale - mean) / std`, layout, dtype."""
 
@@ -95,10 +127,12 @@ class ImageOptions:
     dtype: Literal["float32", "float16", "uint8"] = "float32"
 
 
-def check(options: LogMelOptions | MfccOptions | ImageOptions) -> None:
+def check(options: LogMelOptions | MfccOptions | SpectrumOptions | ImageOptions) -> None:
     """Raise UsageError, naming the field, what it holds and what it may hold, if `options` cannot be worked with."""
     if isinstance(options, LogMelOptions):
         _check_log_mel(options)
+    elif isinstance(options, SpectrumOptions):
+        _check_frames(options)
     elif isinstance(options, MfccOptions):
         _check_log_mel(options.log_mel)
         _check_mfcc(options)
@@ -119,11 +153,11 @@ def _check_choices(options: object) -> None:
             _require(getattr(options, name) in choices, options, name, "one of " + ", ".join(map(repr, choices)))
 
 
-def _check_log_mel(options: LogMelOptions) -> None:
+def _check_frames(options: LogMelOptions | SpectrumOptions) -> None:
+    """What both have: frames, their spectrum, its logarithm."""
     _check_choices(options)
-    for name in ("rate_hz", "window_samples", "hop_samples", "fft_size", "n_mels"):
-        value = getattr(options, name)
-        _require(isinstance(value, int) and value >= 1, options, name, "a whole number of at least 1")
+    for name in ("rate_hz", "window_samples", "hop_samples", "fft_size"):
+        _require_count(options, name)
     # OpenCV's DFT takes another path below, for one row and not for many.
     _require(options.fft_size >= 128, options, "fft_size", "at least 128")
     _require(
@@ -132,8 +166,26 @@ def _check_log_mel(options: LogMelOptions) -> None:
         "fft_size",
         f"at least window_samples, {options.window_samples}",
     )
-    _require(0 <= options.preemphasis <= 1, options, "preemphasis", "a number from 0 to 1")
     _require(isfinite(options.scale) and options.scale > 0, options, "scale", "a number above 0")
+    _require(
+        isfinite(options.floor) and options.floor > 0,
+        options,
+        "floor",
+        "a number above 0, as the logarithm of 0 is not finite",
+    )
+    _require(isfinite(options.mean), options, "mean", "a finite number")
+    _require(isfinite(options.std) and options.std > 0, options, "std", "a number above 0")
+
+
+def _require_count(options: object, name: str) -> None:
+    value = getattr(options, name)
+    _require(isinstance(value, int) and value >= 1, options, name, "a whole number of at least 1")
+
+
+def _check_log_mel(options: LogMelOptions) -> None:
+    _check_frames(options)
+    _require_count(options, "n_mels")
+    _require(0 <= options.preemphasis <= 1, options, "preemphasis", "a number from 0 to 1")
     nyquist_hz = options.rate_hz / 2
     high_hz = options.high_hz if options.high_hz > 0 else nyquist_hz + options.high_hz
     _require(0 <= options.low_hz < nyquist_hz, options, "low_hz", f"0 up to below Nyquist, {nyquist_hz:g} Hz")
@@ -144,14 +196,6 @@ def _check_log_mel(options: LogMelOptions) -> None:
         f"above low_hz ({options.low_hz:g}) and at most Nyquist ({nyquist_hz:g}), 0 for Nyquist, "
         "or a negative offset from it",
     )
-    _require(
-        isfinite(options.floor) and options.floor > 0,
-        options,
-        "floor",
-        "a number above 0, as the logarithm of 0 is not finite",
-    )
-    _require(isfinite(options.mean), options, "mean", "a finite number")
-    _require(isfinite(options.std) and options.std > 0, options, "std", "a number above 0")
 
 
 def _check_mfcc(options: MfccOptions) -> None:

@@ -119,7 +119,7 @@ def test_json_round_trip_keeps_everything() -> None:
         ('when = "vad.speech > 0.5"', 'when = "x.y > 1"', 'names the model "x", expected one that stands before "av"'),
         ('when = "vad.speech > 0.5"', 'when = "vad.y > 1"', 'names the output "y", expected one of: "speech"'),
         ('when = "vad.speech > 0.5"\n', "", "a hold time without a gate"),
-        ('window = "576 samples"', 'window = "576 frames"', "frames need a log_mel or mfcc front end"),
+        ('window = "576 samples"', 'window = "576 frames"', "frames need a log_mel, mfcc or spectrum front end"),
         ('window = "576 samples"', 'window = "1 us"', "0.016 samples at 16000 Hz: expected a whole number"),
         ("[models.av]", "dims = { n = 0 }\n[models.av]", "expected a positive number or [min, opt, max], found 0"),
         ("[models.av]", "dims = { n = [1, 2] }\n[models.av]", "expected a positive number or [min, opt, max]"),

@@ -1,6 +1,6 @@
-"""The CPU front ends: samples to log-mel or MFCC frames, pictures to tensors."""
+"""The CPU front ends: samples to log-mel, MFCC or spectrum frames, pictures to tensors."""
 
 from edgemm.frontend.image import Image
-from edgemm.frontend.log_mel import LogMel, Mfcc
+from edgemm.frontend.log_mel import LogMel, Mfcc, Spectrum
 
-__all__ = ["Image", "LogMel", "Mfcc"]
+__all__ = ["Image", "LogMel", "Mfcc", "Spectrum"]

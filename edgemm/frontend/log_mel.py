@@ -1,4 +1,4 @@
-"""Log-mel and MFCC on the CPU, from a stream or from a whole signal, with the same bits from both.
+"""Log-mel, MFCC and spectra on the CPU, from a stream or from a whole signal, with the same bits from both.
 
 `push` and `offline` run the same code. A frame is computed by operations that see nothing of the frames beside
 it: element-wise ones, one row of a batched DFT, one vector-matrix product of its own, at memory of the same
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from edgemm.errors import UsageError
 from edgemm.frontend.opencv import opencv
 from edgemm.kernels import log_mel as maths
-from edgemm.options import LogMelOptions, MfccOptions, check
+from edgemm.options import LogMelOptions, MfccOptions, SpectrumOptions, check
 
 Float32 = npt.NDArray[np.float32]
 Samples = npt.NDArray[Any]
@@ -55,19 +55,24 @@ def _as_mono(samples: Samples) -> Samples:
 
 
 class _Tables:
-    """What a LogMel works out once from its options."""
+    """What a LogMel or a Spectrum works out once from its options."""
 
-    def __init__(self, options: LogMelOptions) -> None:
+    def __init__(self, options: LogMelOptions, filterbank: bool = True) -> None:
         self.options = options
         shape = maths.window(options)
         self.window = shape.astype(np.float32)
-        filters = maths.mel_filterbank(options)
-        # The bins that some filter weighs, or any one if there is none. Those at 0 and at Nyquist are not looked at:
-        # no filter reaches beyond them, so there all are 0 but for rounding.
-        used = np.flatnonzero(filters[:, 1 : (options.fft_size + 1) // 2].any(axis=0)) + 1
-        self.first_bin, self.end_bin = (int(used[0]), int(used[-1]) + 1) if len(used) else (1, 2)
-        self.filters = _aligned(self.end_bin - self.first_bin, options.n_mels)
-        self.filters[:] = filters.T[self.first_bin : self.end_bin]
+        self.filters: Float32 | None = None
+        self.first_bin, self.end_bin = 1, (options.fft_size + 1) // 2
+        self.bins = options.n_mels
+        if filterbank:
+            filters = maths.mel_filterbank(options)
+            # The bins that some filter weighs, or any one if there is none. Those at 0 and at Nyquist are not looked
+            # at: no filter reaches beyond them, so there all are 0 but for rounding.
+            used = np.flatnonzero(filters[:, 1 : self.end_bin].any(axis=0)) + 1
+            self.first_bin, self.end_bin = (int(used[0]), int(used[-1]) + 1) if len(used) else (1, 2)
+            self.bins = self.end_bin - self.first_bin
+            self.filters = _aligned(self.bins, options.n_mels)
+            self.filters[:] = filters.T[self.first_bin : self.end_bin]
         # The mean m of a frame may be taken off after pre-emphasis: both are linear, and what becomes of a constant
         # m is (1 - preemphasis) m.
         each = (1.0 - options.preemphasis) / options.window_samples
@@ -96,9 +101,11 @@ class _Rows:
     __slots__ = (
         "bands",
         "bands_each",
+        "ends",
         "first",
         "frames",
         "imaginary",
+        "inner",
         "means",
         "means_each",
         "packed",
@@ -127,6 +134,15 @@ class _Rows:
         self.squares = memory["squares"][one]
         self.power = memory["power"][one]  # [count, bins in use]
         self.bands = memory["bands"][one]
+        self.inner = self.power
+        self.ends: tuple[tuple[Float32, Float32], ...] = ()
+        if tables.filters is None:
+            # 0 Hz is the first of the packed values and, where the size is even, Nyquist the last: both are real.
+            self.bands = self.power
+            self.inner = self.power[..., first:end]
+            self.ends = ((self.power[..., :1], self.squares[..., :1]),)
+            if options.fft_size % 2 == 0:
+                self.ends += ((self.power[..., -1:], self.squares[..., -1:]),)
         # OpenCV packs a real spectrum as re0, re1, im1, re2, im2, ...
         self.real = self.squares[..., 2 * first - 1 : 2 * end - 1 : 2]
         self.imaginary = self.squares[..., 2 * first : 2 * end : 2]
@@ -163,7 +179,7 @@ class _Stream:
             "frames": _aligned(block, size),
             "spectrum": _aligned(block, size),
             "squares": _aligned(block, size),
-            "power": _aligned(block, tables.end_bin - tables.first_bin),
+            "power": _aligned(block, tables.bins),
             "bands": _aligned(block, options.n_mels),
         }
         self._rows: dict[int, _Rows] = {}
@@ -296,10 +312,13 @@ class _Stream:
             np.multiply(rows.first, tables.window[0], out=rows.first)
         self._dft(rows.frames, rows.spectrum, self._dft_rows)
         np.multiply(rows.packed, rows.packed, out=rows.squares)
-        np.add(rows.real, rows.imaginary, out=rows.power)
+        np.add(rows.real, rows.imaginary, out=rows.inner)
+        for end, square in rows.ends:
+            end[:] = square
         if options.power == 1:
             np.sqrt(rows.power, out=rows.power)
-        np.matmul(rows.power_each, tables.filters, out=rows.bands_each)
+        if tables.filters is not None:
+            np.matmul(rows.power_each, tables.filters, out=rows.bands_each)
         if options.log == "none":
             target[:] = rows.bands
         else:
@@ -311,23 +330,12 @@ class _Stream:
             np.add(target, tables.offset, out=target)
 
 
-class LogMel:
-    """Log-mel frames of a mono signal, `[frames, n_mels]` float32.
+class _Framed:
+    """Frames of a mono signal, from a stream or from a whole signal."""
 
-    Samples are `[samples]`: float32 (float64 is rounded to it) in [-1, 1], or int16, which is divided by 32768.
-    The arrays returned are the caller's. Raises UsageError for options or samples that cannot be worked with.
-
-        front_end = LogMel(LogMelOptions())
-        frames = front_end.push(samples)  # as often as samples come: the frames complete by now
-        frames = front_end.flush()        # the signal has ended: the frames that reach beyond it
-        frames = front_end.offline(samples)  # a whole signal at once; does not touch the stream
-    """
-
-    def __init__(self, options: LogMelOptions) -> None:
-        check(options)
-        self.options = options
-        self._tables = _Tables(options)
-        self._stream = _Stream(self._tables)
+    def __init__(self, tables: _Tables) -> None:
+        self._tables = tables
+        self._stream = _Stream(tables)
 
     def push(self, samples: Samples) -> Float32:
         """Continue the stream with `samples`, any number of them; return the frames that are complete by now.
@@ -351,6 +359,38 @@ class LogMel:
         frames = stream.push(_as_mono(samples))
         last = stream.flush()
         return np.concatenate((frames, last)) if len(last) else frames
+
+
+class LogMel(_Framed):
+    """Log-mel frames of a mono signal, `[frames, n_mels]` float32.
+
+    Samples are `[samples]`: float32 (float64 is rounded to it) in [-1, 1], or int16, which is divided by 32768.
+    The arrays returned are the caller's. Raises UsageError for options or samples that cannot be worked with.
+
+        front_end = LogMel(LogMelOptions())
+        frames = front_end.push(samples)  # as often as samples come: the frames complete by now
+        frames = front_end.flush()        # the signal has ended: the frames that reach beyond it
+        frames = front_end.offline(samples)  # a whole signal at once; does not touch the stream
+    """
+
+    def __init__(self, options: LogMelOptions) -> None:
+        check(options)
+        self.options = options
+        super().__init__(_Tables(options))
+
+
+class Spectrum(_Framed):
+    """Frames of the spectrum of a mono signal, `[frames, fft_size // 2 + 1]` float32, from 0 Hz to Nyquist.
+
+    Used like LogMel, with the same rules for samples, ownership and errors. A value differs from that of
+    `numpy.fft.rfft` in float64 by less than 1e-6 of the largest that the frame could have, the sum of its windowed
+    samples' magnitudes.
+    """
+
+    def __init__(self, options: SpectrumOptions) -> None:
+        check(options)
+        self.options = options
+        super().__init__(_Tables(options.as_log_mel(), filterbank=False))
 
 
 class _Deltas:
