@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from edgemm import builder, inputs, runner
 from edgemm import bundle as bundles
-from edgemm import inputs, runner
 from edgemm import recipe as recipes
 from edgemm import session as sessions
 from edgemm.bundle import Bundle, ModelEntry, Variant
@@ -577,6 +577,30 @@ def test_a_label_is_what_the_recipe_calls_it() -> None:
     events += in_blocks(np.zeros(19_200, np.float32), [160])
     results = play(Session(recipe(), {"av": av_engine()}), sorted(events, key=lambda e: e.end_ns))
     assert [r.outputs["which"] for r in results] == [Label("bright", 1, pytest.approx(0.6224, abs=1e-3))] * 2
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_every_picture_of_a_folder_gets_a_result(tmp_path: Path, count: int) -> None:
+    value = helper.make_tensor_value_info
+    shape = [1, 1, 4, 4]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "eye",
+        [value("x", TensorProto.FLOAT, shape)],
+        [value("y", TensorProto.FLOAT, shape)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    entry = 'stream = "camera"\nimage = { width = 4, height = 4, color = "gray", scale = 1 }'
+    (tmp_path / "m.toml").write_text(one_input(entry))
+    builder.build(tmp_path / "m.toml", tmp_path / "m.edgemm", precision="fp32")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(count):
+        header = b"P5 4 4 255\n"
+        (folder / f"{number}.pgm").write_bytes(header + bytes([10 * number + 5]) * 16)
+    results = runner.run(tmp_path / "m.edgemm", input=folder).results
+    shown = [float(r.outputs["y"].values.reshape(-1)[0]) for r in results]
+    assert shown == [10 * number + 5 for number in range(count)]
 
 
 # Which input for which stream.

@@ -12,7 +12,8 @@ The calls, in the order of a session:
     close()                 the books, checked
 
 **Due.** Step k of a model is due at T = origin + k * hop, k = 1, 2, ...; the origin is the first sample of the model's
-first sound stream, or its first picture. T is exact: a hop of 512 samples is 512 samples for ever.
+first sound stream. A model that hears nothing begins with its first picture, which is there as soon as it is captured:
+its step k is due at T = first picture + (k - 1) * hop. T is exact: a hop of 512 samples is 512 samples for ever.
 
 **Ready.** A due step is ready when its sound has arrived up to T and its pictures are as new as they will be: the
 newest is less than one picture interval older than T, or the sync tolerance has passed. If its sound has not come
@@ -244,7 +245,10 @@ class _Model:
     def start(self, origin_ns: int) -> None:
         self.origin_ns = origin_ns
         self.next_num = origin_ns * self.hop_den
-        self.advance()
+        if self.audio:
+            self.advance()
+        else:
+            self.next_ns = origin_ns
 
     def advance(self) -> None:
         self.next_num += self.hop_num

@@ -407,7 +407,16 @@ def test_frames_that_a_closed_gate_kept_from_the_model_say_so() -> None:
     play(scheduler, sound(1000) + pictures(1000))
     camera = scheduler.close()[0]["camera"]
     assert camera.used == 0
-    assert camera.dropped == {"gated": 10, "not_needed": 15}
+    assert camera.dropped == {"gated": 11, "not_needed": 14}
+
+
+@pytest.mark.parametrize("hop_ms", [40, 100])
+def test_a_model_that_hears_nothing_begins_with_its_first_picture(hop_ms: int) -> None:
+    eyes = ModelPlan("eyes", Fraction(hop_ms * MS), video=(VideoNeed("camera"),))
+    told = play(Scheduler([CAMERA], [eyes], policy="every"), pictures(247, start_ms=7))
+    assert [step.time_ns // MS for step in told.steps[:3]] == [7, 7 + hop_ms, 7 + 2 * hop_ms]
+    assert [step.number for step in told.steps[:3]] == [1, 2, 3]
+    assert told.steps[0].video == ((0,),)
 
 
 def test_a_model_without_streams_follows_the_one_that_feeds_it() -> None:
