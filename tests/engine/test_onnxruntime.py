@@ -112,3 +112,42 @@ def test_graphs_without_a_bundle() -> None:
         assert {name: float(value[0, 0]) for name, value in out.items()} == {"sum_out": 2}
     with OnnxRuntimeExecutor().open(model) as engine:
         assert set(engine.run({**ONE, "sum_in": np.ones((1, 2), np.float32)})) == {"y", "sum_out"}
+
+
+def negate(shape: list[int | str]) -> bytes:
+    """y = -x."""
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"])],
+        "negate",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def test_what_is_written_to_a_tensor_between_two_runs_is_seen_whatever_its_layout() -> None:
+    buffer = np.zeros((3, 2), np.float32)
+    for x in (np.zeros((2, 3), np.float32), buffer.T, np.frombuffer(bytearray(25), np.uint8)[1:].view(np.float32)):
+        x = x.reshape(2, 3)
+        with OnnxRuntimeEngine(negate([2, 3])) as engine:
+            for value in range(3):
+                x[...] = value
+                assert engine.run({"x": x})["y"].tolist() == [[-value] * 3] * 2
+            other = np.full((2, 3), 7, np.float32)
+            assert engine.run({"x": other})["y"][0, 0] == -7
+            assert engine.run({"x": x})["y"][0, 0] == -2
+
+
+def test_shapes_may_change_from_run_to_run() -> None:
+    with OnnxRuntimeEngine(negate(["n"])) as engine:
+        for n in (2, 3, 1):
+            assert engine.run({"x": np.ones(n, np.float32)})["y"].tolist() == [-1] * n
+
+
+def test_a_failed_run_leaves_the_engine_as_it_was() -> None:
+    with OnnxRuntimeEngine(counter().SerializeToString(), STATE) as engine:
+        engine.run(ONE)
+        with pytest.raises(EngineError, match="expected x"):
+            engine.run({"x": np.ones((1, 3), np.float32)})
+        assert engine.run(ONE)["y"][0, 0] == 4
