@@ -19,6 +19,8 @@ from driver_stub import on_the_stub
 
 from edgemm import device
 from edgemm.device import Device, array_view, open_device, stream_handle
+from edgemm.device.cuda_bindings import CudaBindings
+from edgemm.device.pycuda import PyCuda
 from edgemm.errors import DeviceError, KernelError, MissingExtraError, UsageError
 from edgemm.kernels.compile import find_compiler
 from edgemm.kernels.frame_prep import FrameFormat
@@ -248,7 +250,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, gpu: Device
 @on_the_stub
 def test_the_first_backend_is_cuda_bindings_then_pycuda(monkeypatch: pytest.MonkeyPatch, gpu: Device) -> None:
     assert open_device().backend == "cuda-bindings"
-    monkeypatch.setattr(device.CudaBindings, "_import", staticmethod(no_bindings))
+    monkeypatch.setattr(CudaBindings, "_import", staticmethod(no_bindings))
     if "pycuda.driver" not in sys.modules:
         importlib.import_module("pycuda_double").install()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
@@ -274,7 +276,7 @@ def cuda_runner(gpu: Device) -> CudaRunner:
 
 
 def test_no_backend_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device.CudaBindings, "_import", staticmethod(no_bindings))
+    monkeypatch.setattr(CudaBindings, "_import", staticmethod(no_bindings))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'pip install "edgemm\[kernels\]"'):
         open_device()
@@ -397,6 +399,6 @@ def test_a_type_that_no_kernel_takes() -> None:
 
 
 def test_backends_have_what_the_protocol_says() -> None:
-    for backend in (device.CudaBindings, device.PyCuda):
+    for backend in (CudaBindings, PyCuda):
         missing = {name for name in vars(device.Driver) if not name.startswith("_")} - set(vars(backend))
         assert not missing - {"name"}
