@@ -11,7 +11,8 @@ from edgemm.recipe import AudioStream, Recipe, VideoStream, streamed
 from edgemm.stream.sources.camera import CameraMode, open_camera
 from edgemm.stream.sources.images import ImagesSource
 from edgemm.stream.sources.media import MediaSource
-from edgemm.stream.sources.microphone import MicrophoneSource
+from edgemm.stream.sources.microphone import open_microphone
+from edgemm.stream.sources.network import NetworkSource
 from edgemm.stream.sources.protocol import AudioWant, Source, VideoWant, Want
 from edgemm.stream.sources.synthetic import SyntheticSource
 
@@ -39,8 +40,15 @@ def open_sources(
     devices: list[Source] = []
     if mic is not None and mic is not False:
         sound = _only([want for want in wants if isinstance(want, AudioWant)], "microphone", "sound")
-        devices.append(MicrophoneSource(sound, None if mic is True else mic))
         wants.remove(sound)
+        if mic == camera and mic is not True:
+            # One connection for both: the sender's clock then keeps them together.
+            video = _only([want for want in wants if isinstance(want, VideoWant)], "camera", "picture")
+            wants.remove(video)
+            devices.append(_both(mic, [sound, video]))
+            camera = None
+        else:
+            devices.append(open_microphone(None if mic is True else mic, sound))
     if camera is not None and camera is not False:
         video = _only([want for want in wants if isinstance(want, VideoWant)], "camera", "picture")
         devices.append(_camera(recipe, video, None if camera is True else camera, pixel_format))
@@ -55,6 +63,12 @@ def open_sources(
     if devices and not wants:
         raise UsageError("--mic and --camera give all that the recipe reads: leave out --input.")
     return [*devices, *_inputs(wants, input, fps)]
+
+
+def _both(url: Device, wants: Sequence[Want]) -> Source:
+    if not isinstance(url, str) or "://" not in url:
+        raise UsageError(f'"{url}" was named as the microphone and as the camera: only a URL or a file can be both.')
+    return NetworkSource(url, wants)
 
 
 T = TypeVar("T", bound=Want)

@@ -37,6 +37,8 @@ class ClockReport:
     """Typical (1 sigma) scatter of single timestamps around the fit."""
     reconnects: int = 0
     """How often the source went away and came back."""
+    delay_ms: float = 0.0
+    """A constant delay that was taken off its times: measured by `edgemm calibrate-sync`, or told by the camera."""
 
 
 class ClockFit:

@@ -20,7 +20,7 @@ from edgemm.errors import MissingExtraError, SourceError, UsageError
 from edgemm.stream.capture import Capture
 from edgemm.stream.clock import WallClock
 from edgemm.stream.frames import End, Event, Lost, StreamInfo, VideoFrame
-from edgemm.stream.sources import camera_ffmpeg, camera_gstreamer
+from edgemm.stream.sources import camera_gstreamer, camera_v4l2, network
 from edgemm.stream.sources.camera import CameraMode, CameraSource, Shot, open_camera
 from edgemm.stream.sources.protocol import LiveSource, VideoWant
 from edgemm.stream.sources.v4l2 import cameras
@@ -36,7 +36,7 @@ CLIP = Path(__file__).parents[2] / "calibration" / "av_digits" / "clip.mkv"
 class Scripted:
     """A reader whose every `open` takes the next of the scripts, each a function that gives shots."""
 
-    name = "the test's camera"
+    name = identity = "the test's camera"
 
     def __init__(self, *scripts: Callable[[], Iterator[Shot]] | SourceError) -> None:
         self.scripts = list(scripts)
@@ -168,8 +168,8 @@ def test_who_reads_which_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("rtsp://host/live", "rtsp://host/live"),
         ("gst:videotestsrc", "gst:videotestsrc"),
     ):
-        assert open_camera(device, WANT)._reader.name == name
-    csi = open_camera("csi:1", WANT, CameraMode(1280, 720, 30.0))._reader.name
+        assert open_camera(device, WANT).name == name
+    csi = open_camera("csi:1", WANT, CameraMode(1280, 720, 30.0)).name
     assert "nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM), width=1280, height=720, framerate=30/1 !" in csi
     with pytest.raises(UsageError, match='"csi:x" names no camera'):
         open_camera("csi:x", WANT)
@@ -194,7 +194,7 @@ def refuse(path: object, flags: int) -> int:
 
 
 def test_bad_cameras_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(camera_ffmpeg, "ANSWER_S", 0.5)
+    monkeypatch.setattr(network, "ANSWER_S", 0.5)
     assert "/dev/video99 does not exist" in said("99")
     assert "is no camera, or does not deliver what was asked (video_size 64x48" in said("/dev/null", CameraMode(64, 48))
     locked = tmp_path / "video0"
@@ -219,7 +219,7 @@ def test_bad_cameras_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_busy_is_said() -> None:
-    reader = camera_ffmpeg.FFmpegReader(WANT, "/dev/video0", CameraMode())
+    reader = camera_v4l2.V4l2Reader(WANT, "/dev/video0", CameraMode())
     assert reader._refused(OSError(16, "Device or resource busy")).startswith("/dev/video0 is in use by another")
 
 

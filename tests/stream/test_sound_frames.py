@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from edgemm.stream.drift import ClockFit
 from edgemm.stream.frames import AudioChunk, Event, Lost
+from edgemm.stream.sources.level import LevelMeter
 from edgemm.stream.sources.protocol import AudioWant
 from edgemm.stream.sources.sample_ring import Block, SampleRing
 from edgemm.stream.sources.sound_frames import WARM_UP, SoundFrames
@@ -31,7 +32,7 @@ def blocks(count: int, *, ppm: float = 0.0, first: int = 0, host_ns: int = HOST_
 
 
 def frames(delivered: Sequence[Block], *, rate_hz: int = RATE_HZ, want: AudioWant = WANT) -> list[Event]:
-    sound = SoundFrames(want, rate_hz, ClockFit(), HOST_NS, broken=False)
+    sound = SoundFrames(want, rate_hz, ClockFit(), HOST_NS, LevelMeter("mic"), broken=False)
     events = [event for block in delivered for event in sound.push(block)]
     return [*events, *sound.flush()]
 

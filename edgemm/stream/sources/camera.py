@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from fractions import Fraction
-from types import TracebackType
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemm.errors import SourceError
-from edgemm.stream.clock import Clock
 from edgemm.stream.drift import ClockFit, ClockReport
-from edgemm.stream.frames import Color, End, Event, Lost, StreamInfo, VideoFrame, ns
-from edgemm.stream.sources.protocol import VideoWant
-
-RETRY_S = (0.25, 0.5, 1.0)
-"""Pauses before trying to open a camera again; the last repeats. Coming back is so noticed within 2 s."""
+from edgemm.stream.frames import Color, Event, Lost, StreamInfo, VideoFrame, ns
+from edgemm.stream.sources.protocol import LiveSource, VideoWant
+from edgemm.stream.sources.reopening import ReopeningSource
 
 PRIME_NS = 300_000_000
 """Pictures this long after opening are thrown away: they come in a burst out of buffers, at times that say nothing."""
 
 JUMP_NS = 10_000_000_000
 """Timestamps that part from their arrival by more have jumped; a network that stalls recovers or breaks sooner."""
-
-_log = logging.getLogger(__name__)
 
 
 class Shot(NamedTuple):
@@ -61,6 +53,10 @@ class Reader(Protocol):
 
     name: str
 
+    @property
+    def identity(self) -> str:
+        """What names the camera for good; known once it is open."""
+
     def open(self) -> StreamInfo:
         """Open the camera; raises SourceError."""
 
@@ -71,79 +67,37 @@ class Reader(Protocol):
         """Give the camera back; never called while another thread is in `read`."""
 
 
-class CameraSource:
+class CameraSource(ReopeningSource):
     """A camera as a live Source of one stream of pictures.
 
     If the camera disappears or stalls, the stream ends, and goes on when the camera is back. Raises SourceError on
     entry if it cannot be opened.
     """
 
-    live = True
-
     def __init__(self, want: VideoWant, reader: Reader) -> None:
+        super().__init__(reader.name, (StreamInfo(want.name, "video"),))
         self._want = want
         self._reader = reader
-        self._offset_ns = 0
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._reading = False
-        self._open = False
         self._fit = ClockFit(late_only=True)
-        self._reconnects = 0
-        self.streams: tuple[StreamInfo, ...] = (StreamInfo(want.name, "video"),)
 
-    def __enter__(self) -> CameraSource:
-        self._stop.clear()
-        self.streams = (self._reader.open(),)
-        self._open = True
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-        with self._lock:
-            # Closing a camera under a thread that reads from it crashes the process: that thread closes it.
-            if not self._reading:
-                self._close()
-
-    def start(self, clock: Clock) -> None:
-        """Tell times by `clock` from now on."""
-        self._offset_ns = time.monotonic_ns() - clock.now_ns()
-
-    def stop(self) -> None:
-        """Let iterating end with the next picture, or when the reader gives up waiting for one."""
-        self._stop.set()
+    @property
+    def identity(self) -> str:
+        """The camera's own name where its driver has one, else how it was named."""
+        return self._reader.identity
 
     def report(self) -> ClockReport:
         """How the camera's timestamps ran against the machine's clock."""
-        return ClockReport(self._fit.drift_ppm, self._fit.jitter_ns / 1e6, self._reconnects)
+        return ClockReport(self._fit.drift_ppm, self._fit.jitter_ns / 1e6, self._reconnects, self.delay_ns / 1e6)
 
-    def __iter__(self) -> Iterator[Event]:
-        if not self._open:
-            raise SourceError(f"{self._reader.name} is not open: use the source in a with statement.")
-        with self._lock:
-            self._reading = True
-        try:
-            returned = False
-            while True:
-                why = yield from self._pictures(broken=returned)
-                if self._stop.is_set():
-                    return
-                yield End(self._want.name, time.monotonic_ns() - self._offset_ns)
-                _log.warning("%s: trying to open it again.", why)
-                if not self._reopen():
-                    return
-                _log.warning("%s is back.", self._reader.name)
-                returned = True
-        finally:
-            with self._lock:
-                self._reading = False
-                if self._stop.is_set():
-                    self._close()
+    def _connect(self) -> tuple[StreamInfo, ...]:
+        info = self._reader.open()
+        self._fit.reset()
+        return (info,)
 
-    def _pictures(self, *, broken: bool) -> Generator[Event, None, str]:
-        """Pictures until there are no more; returns why."""
+    def _disconnect(self) -> None:
+        self._reader.close()
+
+    def _frames(self, *, broken: bool) -> Generator[Event, None, str]:
         name = self._want.name
         primed_ns = time.monotonic_ns() + PRIME_NS
         last_pts: int | None = None
@@ -185,36 +139,16 @@ class CameraSource:
     def _jumped(self, pts: int, last_pts: int, source_ns: int, host_ns: int) -> bool:
         return pts <= last_pts or abs(host_ns - self._fit.map(source_ns)) > JUMP_NS
 
-    def _reopen(self) -> bool:
-        """Try until the camera is back; False if iterating is stopped first."""
-        self._close()
-        attempt = 0
-        while not self._stop.wait(RETRY_S[min(attempt, len(RETRY_S) - 1)]):
-            attempt += 1
-            try:
-                self._reader.open()
-            except SourceError:
-                continue
-            self._open = True
-            self._fit.reset()
-            self._reconnects += 1
-            return True
-        return False
 
-    def _close(self) -> None:
-        if self._open:
-            self._open = False
-            self._reader.close()
-
-
-def open_camera(device: str | int | None, want: VideoWant, mode: CameraMode | None = None) -> CameraSource:
+def open_camera(device: str | int | None, want: VideoWant, mode: CameraMode | None = None) -> LiveSource:
     """The camera that `device` names, not yet entered.
 
     A number or `/dev/videoN` is a V4L2 device, None the first; `scheme://...` is a URL that FFmpeg reads; `csi:N` and
     `gst:PIPELINE` go through GStreamer.
     """
-    from edgemm.stream.sources.camera_ffmpeg import FFmpegReader
     from edgemm.stream.sources.camera_gstreamer import GStreamerReader, csi_pipeline
+    from edgemm.stream.sources.camera_v4l2 import V4l2Reader
+    from edgemm.stream.sources.network import NetworkSource
     from edgemm.stream.sources.v4l2 import camera_path
 
     mode = mode or CameraMode()
@@ -225,9 +159,9 @@ def open_camera(device: str | int | None, want: VideoWant, mode: CameraMode | No
     elif text.startswith("csi:"):
         reader = GStreamerReader(want, csi_pipeline(text.removeprefix("csi:"), mode))
     elif "://" in text:
-        reader = FFmpegReader(want, text, mode)
+        return NetworkSource(text, [want])
     else:
-        reader = FFmpegReader(want, camera_path(device), mode)
+        reader = V4l2Reader(want, camera_path(device), mode)
     return CameraSource(want, reader)
 
 

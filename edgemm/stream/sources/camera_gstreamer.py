@@ -47,6 +47,11 @@ class GStreamerReader:
         self._sink: Any = None
         self._gst: Any = None
 
+    @property
+    def identity(self) -> str:
+        """The pipeline."""
+        return self.name
+
     def open(self) -> StreamInfo:
         """Start the pipeline; raises SourceError if it cannot be built or gives no picture within 5 s."""
         gst = self._gst = _gstreamer()

@@ -25,7 +25,10 @@ from edgemm.errors import MissingExtraError, SourceError
 from edgemm.stream.clock import Clock
 from edgemm.stream.drift import ClockFit, ClockReport
 from edgemm.stream.frames import End, Event, StreamInfo
-from edgemm.stream.sources.protocol import AudioWant
+from edgemm.stream.sources.level import Level, LevelMeter
+from edgemm.stream.sources.network import NetworkSource
+from edgemm.stream.sources.protocol import AudioWant, LiveSource
+from edgemm.stream.sources.reopening import RETRY_S
 from edgemm.stream.sources.sample_ring import Block, SampleRing
 from edgemm.stream.sources.sound_frames import BLOCKS_PER_SECOND, SoundFrames
 
@@ -36,8 +39,6 @@ SILENT_S = 1.0
 """Without a callback for this long the device is taken to be gone; drivers deliver every 10 to 100 ms."""
 
 POLL_S = 0.1
-RETRY_S = (0.25, 0.5, 1.0)
-"""Pauses before trying to open a device again; the last repeats. Coming back is so noticed within 2 s."""
 
 _BUSY = -9985  # paDeviceUnavailable
 _RATES = (48000, 44100, 16000, 32000, 96000)
@@ -67,6 +68,14 @@ def microphones() -> list[MicrophoneInfo]:
         audio.terminate()
 
 
+def open_microphone(device: str | int | None, want: AudioWant) -> LiveSource:
+    """The microphone that `device` names, not yet entered: an index, a part of a name, None for the default one; or a
+    URL that FFmpeg reads."""
+    if isinstance(device, str) and "://" in device:
+        return NetworkSource(device, [want])
+    return MicrophoneSource(want, device)
+
+
 class MicrophoneSource:
     """A microphone as a live Source: one channel at the rate wanted.
 
@@ -89,6 +98,11 @@ class MicrophoneSource:
         self._stop = threading.Event()
         self._fit = ClockFit()
         self._reconnects = 0
+        self._meter = LevelMeter("The microphone")
+        self.identity = ""
+        """What names the device for good; known once it is open."""
+        self.delay_ns = 0
+        """How much later than the rest of the rig the microphone stamps its sound; taken off. Set it before `start`."""
         self.streams: tuple[StreamInfo, ...] = (StreamInfo(want.name, "audio", rate_hz=want.rate_hz),)
 
     def __enter__(self) -> MicrophoneSource:
@@ -104,22 +118,27 @@ class MicrophoneSource:
 
     def start(self, clock: Clock) -> None:
         """Tell times by `clock` from now on."""
-        self._offset_ns = time.monotonic_ns() - clock.now_ns()
+        self._offset_ns = time.monotonic_ns() - clock.now_ns() + self.delay_ns
 
     def stop(self) -> None:
         """Let iterating end within a tenth of a second."""
         self._stop.set()
 
+    @property
+    def level(self) -> Level | None:
+        """How loud it is just now; None before the first 0.3 s."""
+        return self._meter.level
+
     def report(self) -> ClockReport:
         """How the device's crystal ran against the machine's clock."""
-        return ClockReport(self._fit.drift_ppm, self._fit.jitter_ns / 1e6, self._reconnects)
+        return ClockReport(self._fit.drift_ppm, self._fit.jitter_ns / 1e6, self._reconnects, self.delay_ns / 1e6)
 
     def __iter__(self) -> Iterator[Event]:
         if self._ring is None:
             raise SourceError("The microphone is not open: use the source in a with statement.")
         returned = False
         while True:
-            sound = SoundFrames(self._want, self._rate_hz, self._fit, self._offset_ns, broken=returned)
+            sound = SoundFrames(self._want, self._rate_hz, self._fit, self._offset_ns, self._meter, broken=returned)
             for block in self._blocks():
                 yield from sound.push(block)
             if self._stop.is_set():
@@ -190,6 +209,7 @@ class MicrophoneSource:
             self._close()
             raise
         self._ring, self._rate_hz = ring, rate_hz
+        self.identity = f"{info.host_api}: {info.name}"
 
     def _format(self, info: MicrophoneInfo) -> tuple[int, int]:
         """The rate and the number of channels to open: as wanted, else as near as the device has it."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgemm.stream.drift import ClockFit
 from edgemm.stream.frames import AudioChunk, Event, Lost
 from edgemm.stream.retime import Retimer
+from edgemm.stream.sources.level import LevelMeter
 from edgemm.stream.sources.protocol import AudioWant
 from edgemm.stream.sources.sample_ring import Block
 
@@ -28,6 +29,59 @@ CONFIRM = 3
 """Blocks in a row that must show the jump: single timestamps are wrong now and then."""
 
 
+class ChunkMaker:
+    """Chunks at the rate wanted, without gaps between them, of sound whose time of capture is known piece by piece.
+
+    Where time and count of samples part, pieces are stretched; `cut` says that they have parted for good. `meter`
+    hears everything.
+    """
+
+    def __init__(self, want: AudioWant, rate_hz: int, meter: LevelMeter, *, broken: bool) -> None:
+        self._want = want
+        self._rate_hz = rate_hz
+        self._meter = meter
+        self._retimer = Retimer(rate_hz)
+        self._resampler: Any = None
+        self._begin_ns = 0
+        self._given = 0
+        self._begun = False
+        self._broken = broken
+
+    def cut(self) -> None:
+        """Sound is missing before the next piece."""
+        self._broken, self._begun = True, False
+
+    def make(self, samples: npt.NDArray[np.float32], capture_ns: int) -> AudioChunk | None:
+        """A chunk of the mono samples `[n]`, the first captured at `capture_ns`; None while a resampler holds them."""
+        if not self._begun:
+            self._begun = True
+            self._retimer.begin(capture_ns)
+            self._begin_ns, self._given, self._resampler = capture_ns, 0, None
+        self._meter.push(samples, self._rate_hz)
+        samples = self._resample(self._retimer.push(samples, capture_ns))
+        if not len(samples):
+            return None
+        rate_hz = self._want.rate_hz
+        begin_ns = self._begin_ns + self._given * 10**9 // rate_hz
+        self._given += len(samples)
+        pts = round(Fraction(begin_ns * rate_hz, 10**9))
+        broken, self._broken = self._broken, False
+        return AudioChunk(self._want.name, pts, Fraction(1, rate_hz), begin_ns, samples, rate_hz, broken)
+
+    def _resample(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if self._rate_hz == self._want.rate_hz:
+            return samples
+        from av import AudioFrame
+        from av.audio.resampler import AudioResampler
+
+        if self._resampler is None:
+            self._resampler = AudioResampler(format="flt", layout="mono", rate=self._want.rate_hz)
+        frame = AudioFrame.from_ndarray(samples[None, :], format="flt", layout="mono")
+        frame.sample_rate = self._rate_hz
+        parts: list[npt.NDArray[np.float32]] = [part.to_ndarray()[0] for part in self._resampler.resample(frame)]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
 class SoundFrames:
     """Frames of what one opened device delivers, each with its time on the session's clock.
 
@@ -35,17 +89,14 @@ class SoundFrames:
     ahead of the session's. `broken` marks the first frame as a discontinuity.
     """
 
-    def __init__(self, want: AudioWant, rate_hz: int, fit: ClockFit, offset_ns: int, *, broken: bool) -> None:
+    def __init__(
+        self, want: AudioWant, rate_hz: int, fit: ClockFit, offset_ns: int, meter: LevelMeter, *, broken: bool
+    ) -> None:
         self._want = want
         self._rate_hz = rate_hz
         self._fit = fit
         self._offset_ns = offset_ns
-        self._retimer = Retimer(rate_hz)
-        self._resampler: Any = None
-        self._begin_ns = 0
-        self._given = 0
-        self._begun = False
-        self._broken = broken
+        self._chunks = ChunkMaker(want, rate_hz, meter, broken=broken)
         self._skipped = 0
         """Frames that the driver lost: the device's clock went on, its count did not."""
         self._next = 0
@@ -94,7 +145,7 @@ class SoundFrames:
             yield from self._cut("driver_lost", missing, self._held[0])
             return
         # The device's clock was set back, or never was what it seemed: begin anew.
-        self._broken, self._begun = True, False
+        self._chunks.cut()
         self._fit.reset()
         for block in self._held:
             self._fit.observe(self._source_ns(block), block.host_ns)
@@ -113,7 +164,7 @@ class SoundFrames:
 
     def _cut(self, cause: str, missing: int, block: Block) -> Iterator[Event]:
         """`missing` frames are lost before `block`: enter them as chunks, and begin a new segment after them."""
-        self._broken, self._begun = True, False
+        self._chunks.cut()
         count = max(1, round(missing * BLOCKS_PER_SECOND / self._rate_hz))
         end_ns = self._fit.map(self._source_ns(block)) - self._offset_ns
         if end_ns > 0:
@@ -123,33 +174,9 @@ class SoundFrames:
         capture_ns = self._fit.map(self._source_ns(block)) - self._offset_ns
         if capture_ns < 0:
             return  # before the session
-        samples = _mono(block.samples)
-        if not self._begun:
-            self._begun = True
-            self._retimer.begin(capture_ns)
-            self._begin_ns, self._given, self._resampler = capture_ns, 0, None
-        samples = self._resample(self._retimer.push(samples, capture_ns))
-        if not len(samples):
-            return
-        rate_hz = self._want.rate_hz
-        begin_ns = self._begin_ns + self._given * 10**9 // rate_hz
-        self._given += len(samples)
-        pts = round(Fraction(begin_ns * rate_hz, 10**9))
-        yield AudioChunk(self._want.name, pts, Fraction(1, rate_hz), begin_ns, samples, rate_hz, self._broken)
-        self._broken = False
-
-    def _resample(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        if self._rate_hz == self._want.rate_hz:
-            return samples
-        from av import AudioFrame
-        from av.audio.resampler import AudioResampler
-
-        if self._resampler is None:
-            self._resampler = AudioResampler(format="flt", layout="mono", rate=self._want.rate_hz)
-        frame = AudioFrame.from_ndarray(samples[None, :], format="flt", layout="mono")
-        frame.sample_rate = self._rate_hz
-        parts: list[npt.NDArray[np.float32]] = [part.to_ndarray()[0] for part in self._resampler.resample(frame)]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+        chunk = self._chunks.make(_mono(block.samples), capture_ns)
+        if chunk is not None:
+            yield chunk
 
 
 def _mono(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:

@@ -125,6 +125,22 @@ def camera_path(device: str | int | None) -> str:
     return f"/dev/video{text}" if text.isdecimal() else text
 
 
+def camera_identity(path: str) -> str:
+    """The camera's name and where it is plugged in, which outlive its number; the path where the driver is silent."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    except OSError:
+        return path
+    try:
+        capability = _Capability()
+        fcntl.ioctl(file, _QUERYCAP, capability)
+    except OSError:
+        return path
+    finally:
+        os.close(file)
+    return f"{capability.card.decode(errors='replace')} at {capability.bus_info.decode(errors='replace')}"
+
+
 def _nodes(folder: Path) -> list[Path]:
     nodes = [path for path in folder.glob("video*") if re.fullmatch(r"video\d+", path.name)]
     return sorted(nodes, key=lambda path: int(path.name.removeprefix("video")))

@@ -1,4 +1,4 @@
-"""Reads V4L2 devices and network cameras through PyAV, with as little delay as FFmpeg can be talked into."""
+"""Reads V4L2 devices through PyAV."""
 
 from __future__ import annotations
 
@@ -13,55 +13,43 @@ from edgemm.errors import SourceError
 from edgemm.stream.frames import StreamInfo
 from edgemm.stream.sources.camera import CameraMode, Shot, pixel_format
 from edgemm.stream.sources.protocol import VideoWant
-
-ANSWER_S = 5.0
-"""How long a URL may take to answer: a camera that wakes up takes two or three."""
-
-STALL_S = 2.0
-"""How long an open camera may be silent before it is taken to be gone."""
+from edgemm.stream.sources.v4l2 import camera_identity
 
 MONOTONIC_NS = 10_000_000_000
 """Timestamps of V4L2 this close to the machine's monotonic clock are of that clock (nearly all drivers)."""
 
 
-class FFmpegReader:
-    """A `/dev/videoN` or a URL. Pictures are decoded on the thread that reads, without frame threads: each of those
-    would hold one picture back."""
+class V4l2Reader:
+    """A `/dev/videoN`. Pictures are decoded on the thread that reads, without frame threads: each of those would hold
+    one picture back."""
 
-    def __init__(self, want: VideoWant, url: str, mode: CameraMode) -> None:
-        self.name = url
+    def __init__(self, want: VideoWant, path: str, mode: CameraMode) -> None:
+        self.name = path
         self._want = want
         self._mode = mode
-        self._is_device = "://" not in url
+        self._identity = path
         self._container: Any = None
         self._packets: Any = None
         self._stream: Any = None
         self._reformatter: Any = None
         self._ready: deque[Shot] = deque()
 
+    @property
+    def identity(self) -> str:
+        """The camera's name and where it is plugged in; its number changes."""
+        return self._identity
+
     def open(self) -> StreamInfo:
         """Open the camera; raises SourceError."""
         import av
         from av.video.reformatter import VideoReformatter
 
-        if self._is_device:
-            _check_access(self.name)
-        begin = time.monotonic()
+        _check_access(self.name)
+        self._identity = camera_identity(self.name)
         try:
-            if self._is_device:
-                container = av.open(self.name, format="v4l2", options=self._device_options())
-            else:
-                container = av.open(self.name, options=self._url_options(), timeout=(ANSWER_S, STALL_S))
+            container = av.open(self.name, format="v4l2", options=self._device_options())
         except (av.FFmpegError, OSError, ValueError) as error:
-            # Interrupted by the time limit, FFmpeg reports whatever it was doing.
-            if time.monotonic() - begin >= ANSWER_S:
-                raise SourceError(
-                    f"{self.name} did not answer within {ANSWER_S:g} s. Check the address, and that the camera is on."
-                ) from error
             raise SourceError(self._refused(error)) from error
-        if not container.streams.video:
-            container.close()
-            raise SourceError(f"{self.name} holds no pictures. Give the address of a camera's video stream.")
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
@@ -70,8 +58,7 @@ class FFmpegReader:
         self._packets = container.demux(stream)
         self._reformatter = VideoReformatter()
         rate = stream.average_rate or stream.guessed_rate
-        # A rate beyond this is FFmpeg's guess at a stream that names none.
-        interval_ns = round(10**9 / rate) if rate and rate <= 1000 else None
+        interval_ns = round(10**9 / rate) if rate else None
         context = stream.codec_context
         return StreamInfo(self._want.name, "video", interval_ns=interval_ns, width=context.width, height=context.height)
 
@@ -82,8 +69,6 @@ class FFmpegReader:
         while not self._ready:
             try:
                 packet = next(self._packets, None)
-            except av.error.ExitError as error:
-                raise SourceError(f"{self.name} has sent nothing for {STALL_S:g} s.") from error
             except (av.FFmpegError, OSError) as error:
                 raise SourceError(self._refused(error)) from error
             arrived_ns = time.monotonic_ns()
@@ -109,7 +94,7 @@ class FFmpegReader:
     def _shot(self, frame: Any, arrived_ns: int) -> Shot:
         picture: Any = self._reformatter.reformat(frame, format=pixel_format(self._want.color)).to_ndarray()
         time_base = frame.time_base or self._stream.time_base
-        if self._is_device and frame.pts is not None:
+        if frame.pts is not None:
             captured_ns = round(frame.pts * Fraction(time_base) * 10**9)
             if 0 <= arrived_ns - captured_ns < MONOTONIC_NS:
                 return Shot(picture, frame.pts, time_base, captured_ns, exact=True)
@@ -126,28 +111,18 @@ class FFmpegReader:
             options["input_format"] = mode.pixel_format
         return options
 
-    def _url_options(self) -> dict[str, str]:
-        options = {"fflags": "nobuffer", "flags": "low_delay", "probesize": "500000", "analyzeduration": "500000"}
-        if self.name.startswith("rtsp"):
-            # Over UDP a lost packet is a broken picture, and most networks between a camera and a board are wires.
-            options["rtsp_transport"] = "tcp"
-            options["reorder_queue_size"] = "0"
-        return options
-
     def _refused(self, error: Exception) -> str:
         code = getattr(error, "errno", None)
         if code == errno.EBUSY:
             return f"{self.name} is in use by another program: close that, and try again."
-        if code == errno.ECONNREFUSED:
-            return f"{self.name} refused the connection. Check the address, and that the camera is on."
-        if self._is_device and code in (errno.EINVAL, errno.ENOTTY):
+        if code in (errno.EINVAL, errno.ENOTTY):
             asked = ", ".join(f"{key} {value}" for key, value in self._device_options().items())
             return (
                 f"{self.name} is no camera, or does not deliver what was asked ({asked or 'its default'}). "
                 "See what there is: edgemm devices"
             )
         detail = getattr(error, "strerror", None) or str(error)
-        return f"{self.name} cannot be read: {detail}. Expected a camera, or a stream that FFmpeg can read."
+        return f"{self.name} cannot be read: {detail}. Expected a V4L2 camera: edgemm devices"
 
 
 def _check_access(path: str) -> None:
