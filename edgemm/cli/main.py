@@ -27,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(build.app, name="build")
-app.command("run")(run.run)
+app.command("run", cls=run.RunCommand)(run.run)
 app.command("profile")(profile.profile)
 app.command("check")(check.check)
 app.command("inspect")(inspect.inspect)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import signal
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from edgemm.stream.sinks.protocol import Sink
+
+VIEW = ":8080"
+"""Where --view shows its page if it is not told."""
 
 
 class ClockChoice(str, Enum):
@@ -33,6 +42,23 @@ class PrecisionChoice(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
     int8 = "int8"
+    fp8 = "fp8"
+    int4 = "int4"
+
+
+class RunCommand(TyperCommand):
+    """`--view` without an address, which typer's own options cannot be."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give a bare --view its address."""
+        return super().parse_args(ctx, list(_with_address(args)))
+
+
+def _with_address(args: list[str]) -> Iterator[str]:
+    for i, word in enumerate(args):
+        yield word
+        if word == "--view" and (i + 1 == len(args) or not re.fullmatch(r".*:\d+|\d+", args[i + 1])):
+            yield VIEW
 
 
 def run(
@@ -66,6 +92,23 @@ def run(
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Write results as JSON Lines; - is standard output.")
     ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Show pictures, sound and results on a web page, at {VIEW} if not told where.",
+            metavar="[[HOST]:PORT]",
+        ),
+    ] = None,
+    websocket: Annotated[
+        str | None, typer.Option(help="Send results to WebSocket clients, as JSON.", metavar="[HOST]:PORT")
+    ] = None,
+    mqtt: Annotated[
+        str | None,
+        typer.Option(help="Publish results to an MQTT broker: mqtt[s]://HOST[:PORT]/TOPIC[?qos=0].", metavar="URL"),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Serve figures to Prometheus, at /metrics.", metavar="[HOST]:PORT")
+    ] = None,
     duration: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.", metavar="S")] = None,
     engine: Annotated[EngineChoice, typer.Option(help="The engine.")] = EngineChoice.auto,
     precision: Annotated[PrecisionChoice, typer.Option(help="auto is what the build chose.")] = PrecisionChoice.auto,
@@ -90,6 +133,8 @@ def run(
     """Run a bundle and give results with the age of what they rest on.
 
     Without --output the results are shown on the terminal. Ctrl-C ends the run in order; the summary is printed.
+    --view, --websocket and --metrics listen on 127.0.0.1 unless a host is named; page and results then need the token
+    that is printed.
 
     Examples:
 
@@ -106,13 +151,18 @@ def run(
       edgemm run out.edgemm --mic-device "USB" --camera-device rtsp://192.168.1.7/live
 
       edgemm run out.edgemm --input clip.mp4 --simulate orin_nano.json
+
+      edgemm run out.edgemm --mic --camera --view
+
+      edgemm run out.edgemm --mic --camera --view 0.0.0.0:8080 --metrics :9090
+
+      edgemm run out.edgemm --mic --camera --websocket :8765 --mqtt mqtt://broker.local/home/door
     """
     import edgemm
     from edgemm.cli.tables import simulation_table, summary_table
     from edgemm.errors import UsageError
     from edgemm.stream.sinks.console import ConsoleSink
     from edgemm.stream.sinks.jsonl import JsonLinesSink
-    from edgemm.stream.sinks.protocol import Sink
 
     mic, camera = mic or mic_device is not None, camera or camera_device is not None
     if simulate is None and scale is not None:
@@ -123,6 +173,8 @@ def run(
         clock = ClockChoice.wall
     if input_ is None and not mic and not camera and replay is None and simulate is None:
         raise UsageError("Nothing to run on. Give a recording: --input FILE, --input synthetic, or --mic and --camera")
+    if simulate is not None and (view or websocket or mqtt or metrics):
+        raise UsageError("A simulation is over before anybody looks: without --view, --websocket, --mqtt, --metrics.")
     # As Ctrl-C: sources and sinks are closed in order, and what was recorded is kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sinks: list[Sink] = []
@@ -130,6 +182,7 @@ def run(
         sinks.append(JsonLinesSink(output))
     elif not quiet and not json_out and simulate is None:
         sinks.append(ConsoleSink())
+    sinks += _asked_for(view, websocket, mqtt, metrics, quiet=quiet)
     if simulate is not None:
         from edgemm import simulate as simulations
 
@@ -171,3 +224,31 @@ def run(
         summary.write_bytes(done.to_json())
     if not quiet:
         typer.echo(done.to_json().decode() if json_out else summary_table(done), err=output == "-")
+
+
+def _asked_for(
+    view: str | None, websocket: str | None, mqtt: str | None, metrics: str | None, *, quiet: bool
+) -> list[Sink]:
+    """The sinks that others can reach, or that reach others; the address of each is printed once it listens."""
+    sinks: list[Sink] = []
+
+    def announce(what: str) -> Callable[[str], None] | None:
+        return None if quiet else lambda url: typer.echo(f"{what}: {url}", err=True)
+
+    if view is not None:
+        from edgemm.view.view import View
+
+        sinks.append(View(view, announce=announce("view")))
+    if websocket is not None:
+        from edgemm.stream.sinks.websocket import WebSocketSink
+
+        sinks.append(WebSocketSink(websocket, announce=announce("websocket")))
+    if mqtt is not None:
+        from edgemm.stream.sinks.mqtt import MqttSink
+
+        sinks.append(MqttSink(mqtt))
+    if metrics is not None:
+        from edgemm.stream.sinks.metrics import MetricsSink
+
+        sinks.append(MetricsSink(metrics, announce=announce("metrics")))
+    return sinks

@@ -85,6 +85,14 @@ def summary_table(summary: Summary) -> str:
             for name, clock in summary.clocks.items()
         ]
         lines.append(table(["clock of", "drift ppm", "jitter ms", "reconnects"], rows))
+    # The terminal has shown what it got; of others it is good to know.
+    rows = [
+        [name, str(sink.taken), str(sink.written), _causes(sink.dropped)]
+        for name, sink in summary.sinks.items()
+        if name != "terminal" or sink.dropped
+    ]
+    if rows:
+        lines.append(table(["sink", "taken", "written", "dropped"], rows))
     return "\n".join(lines)
 
 
