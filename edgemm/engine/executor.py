@@ -10,6 +10,7 @@ from pathlib import Path
 from edgemm.engine.onnxruntime import OnnxRuntimeEngine
 from edgemm.errors import ModelError
 from edgemm.graph.model import Model
+from edgemm.quant.narrow import has_fp8
 
 
 @contextlib.contextmanager
@@ -27,7 +28,7 @@ def open_graph(
         except ModelError:  # over 2 GB: onnxruntime reads it from disk
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgemm-graph-"))
             content = model.save(Path(folder) / "model.onnx")[0]
-        engine = OnnxRuntimeEngine(content, threads=threads, outputs=outputs, optimize=optimize)
+        engine = OnnxRuntimeEngine(content, threads=threads, outputs=outputs, optimize=optimize, fp8=has_fp8(model))
         yield stack.enter_context(engine)
 
 

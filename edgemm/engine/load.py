@@ -71,7 +71,12 @@ def choose(
     if fallback is not None and tell is not None:
         tell(f"{model}: runs on onnxruntime, {fallback}")
     on_cpu = OnnxRuntimeEngine(
-        _graph(bundle, variant), entry.states, threads=threads, profile_layers=profile_layers, fallback=fallback
+        _graph(bundle, variant),
+        entry.states,
+        threads=threads,
+        profile_layers=profile_layers,
+        fp8=wanted == "fp8",
+        fallback=fallback,
     )
     return Choice(on_cpu, wanted, reason)
 

@@ -78,6 +78,11 @@ def to_fp8(model: Model, ranges: Ranges, exclude: Collection[str] = ()) -> Model
     return model.with_proto(proto)
 
 
+def has_fp8(model: Model) -> bool:
+    """True if a tensor of the main graph is stored in FP8 (E4M3)."""
+    return any(tensor.data_type == TensorProto.FLOAT8E4M3FN for tensor in model.proto.graph.initializer)
+
+
 def to_int4(model: Model, exclude: Collection[str] = (), block: int = INT4_BLOCK) -> Model:
     """Return the model with the weights of its matrix products in INT4, in blocks of `block` along the summed axis.
 
