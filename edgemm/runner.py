@@ -136,9 +136,7 @@ def run(
         summary = session.summary(interrupted=interrupted)
         if tape is not None:
             tape.note(["s", interrupted])
-        devices = [source for source in sources if isinstance(source, LiveSource)]
-        clocks = {info.name: source.report() for source in devices for info in source.streams}
-        return replace(summary, results=tuple(kept), clocks=clocks)
+        return replace(summary, results=tuple(kept), clocks=_clocks(sources), sinks=outlets.drain())
 
 
 def _run_recording(
@@ -238,7 +236,8 @@ def _books(session: Session, sources: Sequence[Source]) -> Callable[[Mapping[str
 
 
 def _clocks(sources: Sequence[Source]) -> dict[str, ClockReport]:
-    return {source.streams[0].name: source.report() for source in sources if isinstance(source, LiveSource)}
+    devices = [source for source in sources if isinstance(source, LiveSource)]
+    return {info.name: source.report() for source in devices for info in source.streams}
 
 
 def replay(

@@ -233,7 +233,8 @@ class Server:
         response = connection.respond(HTTPStatus.OK, "")
         response.body = self._page.body
         for name, value in {**self._page.headers, "Content-Length": str(len(self._page.body))}.items():
-            del response.headers[name]
+            if name in response.headers:
+                del response.headers[name]
             response.headers[name] = value
         return response
 
