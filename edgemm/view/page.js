@@ -114,7 +114,7 @@ class Plot {
       const reach = nice(Math.max(high, -low) * 1.08);
       return [-reach, reach];
     }
-    return [low < 0 ? -nice(-low * 1.08) : 0, nice(high * 1.08)];
+    return [0, nice(this.options.bars ? high : high * 1.08)];
   }
 
   frame(pen, width, height) {
@@ -171,7 +171,7 @@ class Plot {
   drawLine(pen, line, place) {
     this.clip(pen, place);
     pen.strokeStyle = colors[line.color];
-    pen.lineWidth = 1.6;
+    pen.lineWidth = 1.4;
     pen.lineJoin = "round";
     pen.setLineDash(line.dash ? [5, 3] : []);
     pen.beginPath();
@@ -237,7 +237,7 @@ class Plot {
       if (value === null) text(line.value, "–");
       else if (bins) text(line.value, at === null ? `${value} in all` : `${value} in this second`);
       else text(line.value, `${ms(value)} ${this.unit}`);
-      if (at !== null && !bins && value !== null) {
+      if (at !== null && !bins && value !== null && place.y(value) <= place.bottom) {
         pen.fillStyle = colors[line.color];
         pen.beginPath();
         pen.arc(this.hover, place.y(value), 3, 0, 7);
@@ -380,6 +380,11 @@ function fillTable(kind, rows) {
     });
     line.dataset.name = row[0];
   });
+  // A column that no row fills, such as the drift of a file's clock, is left out.
+  for (let c = 0; c < HEADS[kind].length && rows.length; c++) {
+    const empty = rows.every((row) => row[c] === "");
+    for (const line of table.rows) mark(line.cells[c], "empty", empty);
+  }
 }
 
 // What comes.
@@ -466,26 +471,24 @@ function showOutput(model, view, output, value) {
   let shown = view.shown.get(output);
   if (!shown) {
     const label = Object.keys(models).length > 1 ? `${model} · ${output}` : output;
-    shown = [view.outputs, ...(view.drawn ? [view.drawn] : [])].map((place) => {
-      const big = make("b", { "data-key": "value" });
-      const small = make("span", { "data-key": "score" });
-      const fill = make("i");
-      const bar = make("div", { class: "bar" }, fill);
-      const box = make("div", { class: "output", "data-output": output, "data-of": model }, make("div", { class: "what" }, label), make("div", { class: "value" }, big, small), bar);
-      place.hidden = false;
-      place.append(box);
-      return { big, small, fill, bar, box };
-    });
+    const place = view.drawn ?? view.outputs;
+    const big = make("b", { "data-key": "value" });
+    const small = make("span", { "data-key": "score" });
+    const fill = make("i");
+    const bar = make("div", { class: "bar" }, fill);
+    const value = make("div", { class: "value" }, big, small);
+    const box = make("div", { class: "output", "data-output": output, "data-of": model }, make("div", { class: "what" }, label), value, bar);
+    place.hidden = false;
+    place.append(box);
+    shown = { big, small, fill, bar, box };
     view.shown.set(output, shown);
   }
   const [words, beside, score] = describe(value);
-  for (const { big, small, fill, bar, box } of shown) {
-    text(big, words);
-    text(small, beside);
-    bar.style.visibility = score === null ? "hidden" : "";
-    fill.style.width = `${Math.max(0, Math.min(1, score ?? 0)) * 100}%`;
-    mark(box, "above", value.above ?? true);
-  }
+  text(shown.big, words);
+  text(shown.small, beside);
+  shown.bar.style.visibility = score === null ? "hidden" : "";
+  shown.fill.style.width = `${Math.max(0, Math.min(1, score ?? 0)) * 100}%`;
+  mark(shown.box, "above", value.above ?? true);
 }
 
 function describe(value) {
@@ -511,8 +514,8 @@ function takePoint([kind, time, ...values]) {
     plots.losses.push("steps", time, values[1]);
   } else if (plots.sound) {
     const [stream, peak, rms] = values;
-    plots.sound.push(`${stream} peak`, time, Math.max(FLOOR_DBFS, peak));
-    plots.sound.push(`${stream} rms`, time, Math.max(FLOOR_DBFS, rms));
+    plots.sound.push(`${stream} peak`, time, peak);
+    plots.sound.push(`${stream} rms`, time, rms);
     const view = views[stream];
     const share = (value) => Math.max(0, 1 - value / FLOOR_DBFS);
     view.peak.style.transform = `scaleX(${share(peak)})`;
@@ -526,7 +529,7 @@ function showBooks(content) {
   const streams = Object.entries(content.streams).filter(([, stream]) => stream.account);
   fillTable("streams", streams.map(([name, { state, account, clock }]) => [
     name, state, account.captured, account.used, account.in_flight, account.discontinuities,
-    clock?.drift_ppm?.toFixed(1) ?? "–", clock?.jitter_ms?.toFixed(2) ?? "–", clock?.reconnects ?? "–", causes(account.dropped),
+    ...(clock ? [clock.drift_ppm?.toFixed(1) ?? "–", clock.jitter_ms.toFixed(2), clock.reconnects] : ["", "", ""]), causes(account.dropped),
   ]));
   const made = Object.entries(content.models).filter(([, model]) => model.account);
   fillTable("models", made.map(([name, { account }]) => [
