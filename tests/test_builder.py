@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgemm
 from edgemm import bundle
+from edgemm.demo import folder
 from edgemm.engine.load import choose
 from edgemm.errors import CalibrationError, EdgemmError, ModelError, RecipeError, UsageError
 
@@ -342,3 +343,144 @@ def test_a_folder_of_images_is_a_recording_to_calibrate_on(tmp_path: Path) -> No
     np.savez(pictures / "one.npz", y=np.zeros(3))
     with pytest.raises(CalibrationError, match="one.npz has the keys y"):
         edgemm.build(path, tmp_path / "out.edgemm", precision="int8", calibration=pictures)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp8", 0.85), ("int4", 0.85)])
+def test_narrow_types_are_built_and_measured(tmp_path: Path, precision: str, least: float) -> None:
+    few = [dict(np.load(file)) for file in sorted((folder() / "calibration").glob("*.npz"))[:12]]
+    report = edgemm.build(
+        folder() / "recipe.toml",
+        tmp_path / "out.edgemm",
+        precision=precision,  # type: ignore[arg-type]
+        target="rtx-sm89",
+        observer="min-max",
+        calibration=few,
+    )
+    (model,) = report.models
+    found = model.variants[1]
+    assert (model.precision, found.precision) == (precision, precision)
+    assert found.agreement is not None
+    assert found.agreement >= least
+    assert found.bytes < model.variants[0].bytes
+    assert f"{precision} is made for TensorRT; onnxruntime runs it, too, but no faster" in model.notes
+    opened = edgemm.open(tmp_path / "out.edgemm")
+    types = {
+        tensor.data_type
+        for tensor in onnx.load_from_string(opened.read(f"models/av/{precision}.onnx")).graph.initializer
+    }
+    assert {"fp8": TensorProto.FLOAT8E4M3FN, "int4": TensorProto.INT4}[precision] in types
+    # What was measured at build time is what the bundle runs.
+    clip = np.load(next((folder() / "calibration").glob("*.npz")))
+    feeds = {name: clip[name] for name in ("audio", "video")}
+    feeds = {
+        name: value.reshape((-1, *opened.models["av"].inputs[i].shape[1:]))[:1]
+        for i, (name, value) in enumerate(feeds.items())
+    }
+    with choose(opened, "av", precision="fp32").engine as one, choose(opened, "av").engine as other:
+        expected, got = np.array(one.run(feeds)["digit"]), np.array(other.run(feeds)["digit"])
+    assert np.abs(expected - got).max() < 0.25 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "words"),
+    [
+        ("fp8", "rtx-sm75", "SM75 and has no kernels for fp8, which needs SM89"),
+        ("fp8", "rtx-sm80", "SM80 and has no kernels for fp8"),
+        ("fp8", "rtx-sm86", "--precision int8, int4, fp16 or fp32"),
+        ("fp8", "orin-nano", "Jetson Orin Nano 8GB is SM87"),
+        ("int4", "rtx-sm75", "SM75 and has no kernels for int4, which needs SM80"),
+    ],
+)
+def test_a_precision_that_the_target_lacks_is_refused_before_any_work(
+    tmp_path: Path, precision: str, target: str, words: str
+) -> None:
+    steps: list[str] = []
+    with pytest.raises(UsageError, match=words):
+        edgemm.build(
+            recipe(tmp_path),
+            tmp_path / "out.edgemm",
+            precision=precision,  # type: ignore[arg-type]
+            target=target,
+            progress=steps.append,
+        )
+    assert steps == []
+
+
+def test_what_loses_too_much_is_said(tmp_path: Path) -> None:
+    report = edgemm.build(
+        recipe(tmp_path), tmp_path / "o.edgemm", precision="fp8", calibration=samples(), max_drop=-1e9
+    )
+    assert any("agrees with float in" in note and "keep_float" in note for note in report.models[0].notes)
+
+
+def test_nothing_to_narrow_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing can be INT4"):
+        edgemm.build(recipe(tmp_path), tmp_path / "out.edgemm", precision="int4")
+    source = recipe(tmp_path, model='keep_float = ["conv1", "conv2", "gemm"]')
+    with pytest.raises(UsageError, match="no convolution or matrix product that can run in FP8"):
+        edgemm.build(source, tmp_path / "out.edgemm", precision="fp8", calibration=samples())
+
+
+def with_front_end_inside(tmp_path: Path) -> Path:
+    text = (folder() / "recipe.toml").read_text().replace("time_axis = 1\n", "time_axis = 1\nin_graph = true\n")
+    path = tmp_path / "inside.toml"
+    path.write_text(text)
+    (tmp_path / "av_digits.onnx").write_bytes((folder() / "av_digits.onnx").read_bytes())
+    (tmp_path / "calibration").symlink_to(folder() / "calibration")
+    return path
+
+
+def test_a_front_end_moves_into_the_graph_and_the_recipe_follows(tmp_path: Path) -> None:
+    report = edgemm.build(with_front_end_inside(tmp_path), tmp_path / "inside.edgemm", precision="fp16")
+    opened = edgemm.open(tmp_path / "inside.edgemm")
+    entry = opened.recipe.models["av"].inputs["audio"]
+    assert (entry.log_mel, entry.in_graph, str(entry.window), entry.time_axis) == (None, False, "16240 samples", 0)
+    assert opened.recipe.models["av"].inputs["video"].image is not None
+    assert str(opened.models["av"].inputs[0]) == "audio: float32[1, 16240]"
+    for precision, variant in opened.models["av"].variants.items():
+        assert variant.operators == ["LogMel"], precision
+    assert any(note.startswith("put-in-front-end: on noise the outputs differ by") for note in report.models[0].notes)
+    results = list(edgemm.run(tmp_path / "inside.edgemm", input=folder() / "clip.mkv").results)
+    assert len(results) > 100
+
+
+def test_a_front_end_that_changes_the_outputs_stays_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgemm.builder.FRONT_END_TOLERANCE", 0.0)
+    report = edgemm.build(with_front_end_inside(tmp_path), tmp_path / "out.edgemm", precision="fp32")
+    assert any("put-in-front-end: left outside" in note for note in report.models[0].notes)
+    opened = edgemm.open(tmp_path / "out.edgemm")
+    assert opened.recipe.models["av"].inputs["audio"].log_mel is not None
+    assert opened.models["av"].variants["fp32"].operators == []
+
+
+def test_attention_is_fused_where_it_is_wanted_and_exact_enough(tmp_path: Path) -> None:
+    source = tmp_path / "recipe.toml"
+    source.write_text((folder() / "recipe.toml").read_text() + "\n[tensorrt]\nfuse_attention = true\n")
+    (tmp_path / "av_digits.onnx").write_bytes((folder() / "av_digits.onnx").read_bytes())
+    (tmp_path / "calibration").symlink_to(folder() / "calibration")
+
+    def build(**options: object) -> tuple[str, bundle.Bundle]:
+        report = edgemm.build(source, tmp_path / "out.edgemm", **options)  # type: ignore[arg-type]
+        return "\n".join(report.models[0].notes), edgemm.open(tmp_path / "out.edgemm")
+
+    notes, opened = build(precision="fp16")
+    variant = opened.models["av"].variants["fp16"]
+    assert "1 of 1 attentions fused" in notes
+    assert variant.operators == ["FusedAttention"]
+    assert variant.tensorrt == "models/av/fp16-tensorrt.onnx"
+    plain = onnx.load_from_string(opened.read(variant.file))
+    assert not plain.functions, "onnxruntime keeps the graph as it was"
+    notes, opened = build(precision="fp16", max_drop=-0.5)
+    assert "undone, that is more than may be lost" in notes
+    assert opened.models["av"].variants["fp16"].tensorrt is None
+    notes, _ = build(precision="fp32")
+    assert "takes fp16, and nothing was built in it" in notes
+
+
+def test_dla_and_workspace_are_kept_for_the_device(tmp_path: Path) -> None:
+    source = recipe(tmp_path, "[tensorrt]\nsparsity = true", "[models.net.tensorrt]\nrefit = true")
+    report = edgemm.build(source, tmp_path / "o.edgemm", target="agx-orin", dla=(1, True), workspace_mb=64)
+    wanted = edgemm.open(tmp_path / "o.edgemm").recipe.tensorrt_of("net")
+    assert (wanted.dla_core, wanted.dla_strict, wanted.memory_pools_mb) == (1, True, {"WORKSPACE": 64})
+    assert (wanted.sparsity, wanted.refit) == (True, True)
+    assert any("the plan will be compiled on Jetson AGX Orin 64GB" in line for line in report.plans)
