@@ -13,9 +13,10 @@ from edgemm.quant.data import HOW_TO_GIVE_DATA, Sample, samples_of
 from edgemm.quant.executor import Executor, run_samples, zero_states
 from edgemm.quant.observers import Observer, new_observer
 from edgemm.quant.operators import COMPUTE, RECURRENT
-from edgemm.quant.placement import tensors_to_observe
+from edgemm.quant.placement import place, tensors_to_observe
 from edgemm.quant.prepare import prepare
 from edgemm.quant.ranges import Ranges, TensorRange
+from edgemm.quant.rounding import MomentsObserver, WeightRounding, can_be_observed
 from edgemm.types import Array, StatePair, Tensors
 
 CalibrationData = Iterable[Tensors | Sequence[Tensors] | Sample]
@@ -56,12 +57,15 @@ def calibrate(
     wanted.update(dict.fromkeys(pair.output for pair in states))
     exposed = _expose(prepared, list(wanted))
     records = {name: _Record(new_observer(observer)) for name in watched}
+    moments = _moments_to_sum(prepared)
     shapes: dict[str, tuple[int, ...]] = {}
     steps = 0
     with executor.open(exposed, list(wanted)) as runner:
         for origin, feeds, outputs in run_samples(runner, samples_of(data, fed), states, zeros):
             for name, record in records.items():
                 record.add(name, feeds[name] if name in inputs else outputs[name], origin)
+            for name, _, sums in moments:
+                sums.observe(np.asarray(feeds[name] if name in inputs else outputs[name]))
             for name in shapes_of:
                 shapes.setdefault(name, tuple(np.shape(feeds[name] if name in inputs else outputs[name])))
             steps += 1
@@ -73,7 +77,25 @@ def calibrate(
             f"Calibration found {found}; expected at least 2, and 100 or more that show what the model will meet: a "
             f"range clips whatever it was not shown. {HOW_TO_GIVE_DATA}"
         )
-    return Ranges(model.digest, observer, steps, {name: record.range() for name, record in records.items()}, shapes)
+    return Ranges(
+        model.digest,
+        observer,
+        steps,
+        {name: record.range() for name, record in records.items()},
+        shapes,
+        WeightRounding({node: sums.moments() for _, node, sums in moments}),
+    )
+
+
+def _moments_to_sum(prepared: Model) -> list[tuple[str, str, MomentsObserver]]:
+    """For each node whose weights can be rounded by their inputs: the tensor that it reads, its name, its sums."""
+    links = walk.link(prepared.proto.graph)
+    found = []
+    for name, item in place(prepared, "tensorrt").compute.items():
+        weight = links.constant(item.node.input[item.weight]) if item.weight is not None else None
+        if weight is not None and can_be_observed(item, array := prepared.array(weight)):
+            found.append((item.node.input[item.activations[0]], name, MomentsObserver(item, array)))
+    return found
 
 
 def _shapes_to_note(prepared: Model) -> list[str]:

@@ -6,6 +6,7 @@ saturate, so a smaller amax gives finer steps and clips more.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
@@ -46,7 +47,26 @@ class MinMaxObserver:
         return self._amax
 
 
-class PercentileObserver:
+class _HistogramObserver(ABC):
+    """Counts magnitudes; what they come to is for those who derive from it."""
+
+    def __init__(self) -> None:
+        self._histogram = MagnitudeHistogram()
+
+    def observe(self, values: Array) -> None:
+        """Take in one batch."""
+        self._histogram.add(values)
+
+    def amax(self) -> float:
+        """Return the magnitude that the largest level should stand for; 0 if only zeros were seen."""
+        return 0.0 if self._histogram.largest == 0.0 else self._choose(self._histogram)
+
+    @abstractmethod
+    def _choose(self, histogram: MagnitudeHistogram) -> float:
+        """Choose it from counts that are not all zero."""
+
+
+class PercentileObserver(_HistogramObserver):
     """The magnitude that `percentile` percent of all values other than zero stay below.
 
     99.999 is what onnxruntime takes; 99.99 clips more and suits some convolutional networks better (Wu et al.,
@@ -58,18 +78,11 @@ class PercentileObserver:
     def __init__(self, percentile: float = 99.999) -> None:
         if not 0 < percentile <= 100:
             raise UsageError(f"A percentile is above 0 and at most 100, found {percentile}.")
+        super().__init__()
         self._share = percentile / 100
-        self._histogram = MagnitudeHistogram()
 
-    def observe(self, values: Array) -> None:
-        """Take in one batch."""
-        self._histogram.add(values)
-
-    def amax(self) -> float:
-        """Return the percentile, interpolated inside its bin."""
-        histogram = self._histogram
-        if histogram.largest == 0.0:
-            return 0.0
+    def _choose(self, histogram: MagnitudeHistogram) -> float:
+        """The percentile, interpolated inside its bin."""
         below = np.cumsum(histogram.counts)
         wanted = self._share * float(below[-1])
         index = int(np.searchsorted(below, wanted))
@@ -77,7 +90,7 @@ class PercentileObserver:
         return float(min((index + inside) * histogram.width, histogram.largest))
 
 
-class EntropyObserver:
+class EntropyObserver(_HistogramObserver):
     """The range whose int8 image of the distribution loses the least information (Kullback-Leibler).
 
     The method of Migacz, "8-bit inference with TensorRT" (GTC 2017): for each candidate the histogram is cut there, its
@@ -86,18 +99,8 @@ class EntropyObserver:
     most 0.1 % of the values: the divergence cannot tell a cut below nearly everything from a perfect one.
     """
 
-    def __init__(self) -> None:
-        self._histogram = MagnitudeHistogram()
-
-    def observe(self, values: Array) -> None:
-        """Take in one batch."""
-        self._histogram.add(values)
-
-    def amax(self) -> float:
-        """Return the candidate with the smallest divergence; candidates are 8 bins apart, from 128 bins on."""
-        histogram = self._histogram
-        if histogram.largest == 0.0:
-            return 0.0
+    def _choose(self, histogram: MagnitudeHistogram) -> float:
+        """The candidate with the smallest divergence; candidates are 8 bins apart, from 128 bins on."""
         counts = histogram.counts.astype(np.float64)
         used = int(np.flatnonzero(counts)[-1]) + 1
         levels = INT8_LEVELS + 1
@@ -127,21 +130,11 @@ def _divergence(counts: npt.NDArray[np.float64], tail: float, levels: int) -> fl
     return float(np.sum(p * np.log(p / q)))
 
 
-class MseObserver:
+class MseObserver(_HistogramObserver):
     """The range with the smallest mean squared error between the values and their int8 image."""
 
-    def __init__(self) -> None:
-        self._histogram = MagnitudeHistogram()
-
-    def observe(self, values: Array) -> None:
-        """Take in one batch."""
-        self._histogram.add(values)
-
-    def amax(self) -> float:
-        """Return the best of 120 ranges between 1/16 of the largest magnitude and all of it."""
-        histogram = self._histogram
-        if histogram.largest == 0.0:
-            return 0.0
+    def _choose(self, histogram: MagnitudeHistogram) -> float:
+        """The best of 120 ranges between 1/16 of the largest magnitude and all of it."""
         filled = np.flatnonzero(histogram.counts)
         weight = histogram.counts[filled].astype(np.float64)
         value = histogram.centers[filled]  # [n]

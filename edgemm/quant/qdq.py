@@ -16,6 +16,7 @@ from edgemm.quant.operators import COMPUTE, RECURRENT, ComputeNode, Form, bias_a
 from edgemm.quant.placement import Placement, place
 from edgemm.quant.prepare import prepare
 from edgemm.quant.ranges import Ranges
+from edgemm.quant.rounding import Rounded, as_rows
 from edgemm.types import Array
 
 _UINT8_LEVELS = 255
@@ -113,6 +114,12 @@ class _Writer:
         self._quantized: dict[str, str] = {}
         self._weights: dict[tuple[str, int | None, bytes], tuple[str, str, str]] = {}
         self._nodes: list[NodeProto] = []
+        self._biases = {
+            found[0].name: (item, found[1])
+            for item in plan.compute.values()
+            if (found := bias_add(item, self._links)) is not None
+        }
+        """Adds that put a constant bias on an int8 product: the product, and the bias's index there."""
 
     def write(self) -> ModelProto:
         graph = self._proto.graph
@@ -125,9 +132,10 @@ class _Writer:
             self._dequantize_inputs(node)
             if node.name in self._plan.compute:
                 self._dequantize_weight(node)
-            if node.name in added_biases:
-                owner, index = added_biases[node.name]
-                node.input[index] = self._dequantize_bias(owner, node.input[index], node.name)
+            if node.name in self._biases:
+                owner, index = self._biases[node.name]
+                make = self._dequantize_bias if node.name in added_biases else self._shifted_bias
+                node.input[index] = make(owner, node.input[index], node.name)
             renamed = self._rename_outputs(node)
             self._nodes.append(node)
             for name in original.output:
@@ -223,8 +231,9 @@ class _Writer:
         output = self._namer.fresh(f"{name}_for_{node.name}")
         self._nodes.append(_dq(values, scale, zero_point, output, self._namer.fresh(f"{name}_DQ"), item.axis))
         node.input[item.weight] = output
-        if self._plan.form == "onnxruntime" and item.bias is not None:
-            node.input[2] = self._dequantize_bias(item, item.bias, node.name)
+        if item.bias is not None:
+            make = self._dequantize_bias if self._plan.form == "onnxruntime" else self._shifted_bias
+            node.input[2] = make(item, item.bias, node.name)
 
     def _weight(self, item: ComputeNode) -> tuple[str, str, str]:
         name = item.node.input[item.weight or 0]
@@ -232,7 +241,8 @@ class _Writer:
         scale = self._weight_scale(item, weights)
         key = (name, item.axis, scale.tobytes())
         if key not in self._weights:
-            integers = quantize(weights, scale, axis=item.axis)
+            rounded = self._rounded(item)
+            integers = quantize(weights, scale, axis=item.axis) if rounded is None else rounded.integers
             self._weights[key] = (
                 self._store(f"{name}_int8", integers),
                 self._store(f"{name}_scale", scale),
@@ -255,6 +265,39 @@ class _Writer:
             scale = np.maximum(scale, least if item.axis is not None else least.max()).astype(np.float32)
         return scale
 
+    def _rounded(self, item: ComputeNode) -> Rounded | None:
+        """The weights rounded by what calibration saw of their inputs; None where that says nothing of them."""
+        name = item.node.input[item.weight or 0]
+        rounding = self._ranges.rounding
+        # A weight that several nodes read is one tensor, and their inputs want it rounded differently.
+        if rounding is None or item.node.name not in rounding.moments or len(self._links.consumers[name]) != 1:
+            return None
+        weights = self._array(name)
+        scale = self._weight_scale(item, weights)
+        return rounding.round(item, weights, scale, has_bias=self._takes_shift(item))
+
+    def _takes_shift(self, item: ComputeNode) -> bool:
+        """True if the node has a bias that may be moved: a constant one, one value an output, as it is."""
+        if item.bias is not None and self._links.constant(item.bias) is None:
+            return False
+        bias = self._bias_of(item)
+        weights = self._array(item.node.input[item.weight or 0])
+        plain = all(walk.attribute(item.node, name, 1.0) == 1.0 for name in ("alpha", "beta"))
+        groups, outputs, _ = as_rows(item, weights).shape
+        return plain and bias is not None and bias.size == groups * outputs
+
+    def _shift(self, item: ComputeNode) -> Array | None:
+        rounded = self._rounded(item)
+        return None if rounded is None else rounded.shift
+
+    def _shifted_bias(self, item: ComputeNode, name: str, reader: str) -> str:
+        """The name of a float bias less what rounding the weights added to the mean."""
+        shift = self._shift(item)
+        if shift is None:
+            return name
+        bias = self._array(name)
+        return self._store(f"{name}_for_{reader}", (bias - shift.reshape(bias.shape)).astype(np.float32))
+
     def _input_scale(self, item: ComputeNode) -> float:
         return self._scale(item.node.input[item.activations[0]]).value
 
@@ -264,22 +307,25 @@ class _Writer:
         found = bias_add(item, self._links)
         return None if found is None else self._array(found[0].input[found[1]])
 
-    def _biases_in_adds(self) -> dict[str, tuple[ComputeNode, int]]:
+    def _biases_in_adds(self) -> set[str]:
+        """The Adds of `_biases` that onnxruntime makes part of an int8 product."""
+        found: set[str] = set()
         if self._plan.form != "onnxruntime":
-            return {}
+            return found
         known = walk.specs(infer_leniently(self._prepared).graph)
-        found = {}
-        for item in self._plan.compute.values():
-            add = bias_add(item, self._links)
+        for name, (item, _) in self._biases.items():
             spec = known.get(item.node.input[0])
             # Beyond matrices onnxruntime fuses MatMul and Add only where shapes are static; apart, the Add is
             # cheaper in float.
-            if add is not None and spec is not None and (spec.is_static or len(spec.shape) == 2):
-                found[add[0].name] = (item, add[1])
+            if spec is not None and (spec.is_static or len(spec.shape) == 2):
+                found.add(name)
         return found
 
     def _dequantize_bias(self, item: ComputeNode, name: str, reader: str) -> str:
         bias = self._array(name).reshape(-1)
+        shift = self._shift(item)
+        if shift is not None:
+            bias = (bias - shift).astype(np.float32)
         scale = np.float32(self._input_scale(item)) * self._weight_scale(item, self._array(item.node.input[1]))
         scale = np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32)
         integers = quantize(bias, scale, dtype="int32", axis=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,7 @@ import msgspec
 
 from edgemm.errors import CalibrationError
 from edgemm.graph import Model
+from edgemm.quant.rounding import WeightRounding
 
 SCHEMA: Final = 1
 
@@ -43,6 +44,9 @@ class Ranges:
     tensors: Mapping[str, TensorRange]
     shapes: Mapping[str, tuple[int, ...]]
     """Shapes of further tensors, needed to count operations."""
+    rounding: WeightRounding | None = field(default=None, compare=False, repr=False)
+    """What calibration saw of the weights' inputs. It is not written to the file: without it weights are rounded to
+    nearest."""
 
     def check(self, model: Model) -> None:
         """Raise CalibrationError if they were measured on another graph than `model`."""
@@ -54,7 +58,8 @@ class Ranges:
 
     def to_json(self) -> str:
         """Return them as indented JSON, the same text for the same ranges."""
-        document = {"schema": SCHEMA, **asdict(self)}
+        document = {"schema": SCHEMA, **asdict(replace(self, rounding=None))}
+        del document["rounding"]
         return msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=1).decode() + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
