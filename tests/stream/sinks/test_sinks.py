@@ -6,45 +6,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from sample_results import result
 
 from edgemm.errors import SinkError
-from edgemm.stream.accounting import ModelAccount, StreamAccount
-from edgemm.stream.decode import Decoded, Label, Score, Values, Vector
-from edgemm.stream.results import Latency, Result, Summary
+from edgemm.stream.accounting import AccountingError, ModelAccount, SinkAccount, StreamAccount
+from edgemm.stream.decode import Score, Values
+from edgemm.stream.results import Latency, Summary
 from edgemm.stream.sinks.console import ConsoleSink, show
 from edgemm.stream.sinks.jsonl import JsonLinesSink
 from edgemm.stream.sinks.memory import MemorySink
 
-
-def result(step: int = 1, **changes: Any) -> Result:
-    outputs: dict[str, Decoded] = {
-        "digit": Label("three", 3, 0.75),
-        "match": Score(0.5, True),
-        "face": Vector(np.array([0.6, 0.8], np.float32)),
-        "raw": Values(np.array([[1, np.nan]], np.float64)),
-    }
-    values: dict[str, Any] = {
-        "model": "av",
-        "step": step,
-        "time_ns": 1_100_000_000,
-        "made_ns": 1_101_500_000,
-        "outputs": outputs,
-        "capture_ns": 1_080_000_000,
-        "audio_age_ns": 6_500_000,
-        "video_age_ns": 21_500_000,
-        "skew_ns": 15_000_000,
-        "in_sync": True,
-        "latency": None,
-        "engine": "fake",
-        "deadline_missed": False,
-        "state_reset": None,
-        "skipped": 0,
-    }
-    return Result(**{**values, **changes})
+SUPPORT = str(Path(__file__).parents[2] / "support")
 
 
 def test_a_result_as_json_has_units_in_its_names_and_leaves_out_what_is_not_there() -> None:
@@ -109,11 +84,12 @@ def test_a_full_disk_is_one_sentence() -> None:
 
 def test_a_disk_that_fills_up_keeps_the_whole_lines(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
-    code = f"""
+    code = """
 import resource, signal, sys
-sys.path[:0] = {sys.path!r}
 from pathlib import Path
-from test_sinks import JsonLinesSink, SinkError, result
+from edgemm.errors import SinkError
+from edgemm.stream.sinks.jsonl import JsonLinesSink
+from sample_results import result
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 line = len(result().to_json()) + 1
 resource.setrlimit(resource.RLIMIT_FSIZE, (3 * line + 50, 3 * line + 50))
@@ -130,7 +106,7 @@ with JsonLinesSink(sys.argv[1]) as sink:
         [sys.executable, "-c", code, str(path)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": SUPPORT},
         check=True,
     )
     assert done.stdout.startswith("4 Cannot write results to")
@@ -140,7 +116,9 @@ with JsonLinesSink(sys.argv[1]) as sink:
 def test_standard_output_and_a_reader_that_has_gone() -> None:
     code = """
 import sys
-from test_sinks import JsonLinesSink, SinkError, result
+from edgemm.errors import SinkError
+from edgemm.stream.sinks.jsonl import JsonLinesSink
+from sample_results import result
 with JsonLinesSink("-") as sink:
     try:
         for step in range(1, 100000):
@@ -152,7 +130,7 @@ with JsonLinesSink("-") as sink:
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": SUPPORT},
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -198,6 +176,7 @@ def test_a_summary_says_how_it_ended() -> None:
         streams={"mic": StreamAccount(3, 2, {"queue_full": 1})},
         models={"av": ModelAccount(1, 1)},
         engines={"av": "fake on Python"},
+        sinks={"jsonl": SinkAccount(3, 2, {"queue_full": 1})},
         results=(result(),),
     )
     summary.check()
@@ -205,4 +184,7 @@ def test_a_summary_says_how_it_ended() -> None:
     assert written["duration_ms"] == 1.5
     assert written["interrupted"] is False
     assert written["streams"]["mic"]["dropped"] == {"queue_full": 1}
+    assert written["sinks"]["jsonl"] == {"taken": 3, "written": 2, "dropped": {"queue_full": 1}, "pending": 0}
+    with pytest.raises(AccountingError, match='Sink "jsonl": 4 results taken, but written 2 \\+ dropped 1'):
+        SinkAccount(4, 2, {"queue_full": 1}).check("jsonl")
     assert "results" not in written
