@@ -554,7 +554,12 @@ class _ModelBuild:
             ranges = load_ranges(self._settings.ranges)
             ranges.check(self._model)
             self._calibration = f"ranges from {self._settings.ranges}"
-            return ranges
+            if sum(len(sample.steps) for sample in samples) < 2:
+                return ranges
+            # The file does not hold what the weights are rounded by.
+            self._tell("looking at the inputs of the weights")
+            seen = calibrate(self._model, samples, self._executor, "min-max", states=self._wanted.states)
+            return replace(ranges, rounding=seen.rounding)
         observer = self._settings.observer or self._recipe.calibration.observer
         steps = sum(len(sample.steps) for sample in samples)
         self._tell(f"calibrating on {steps} steps ({observer})")
@@ -566,7 +571,9 @@ class _ModelBuild:
         """The int8 graph that holds the budget with the fewest layers in float; None if nothing can be int8."""
         keep = frozenset(self._wanted.keep_float)
         if not comparing:
-            self._notes.append("accuracy was not measured: ranges were given, and no data to compare on")
+            self._notes.append(
+                "accuracy was not measured, and weights are rounded to nearest: ranges were given without data"
+            )
             quantized = insert_qdq(self._model, ranges, "onnxruntime", keep)
             return _Int8(quantized, keep, {}, None, None) if quantized.quantized else None
         self._calibration += f"; compared on {sum(len(s.steps) for s in comparing)} steps"

@@ -25,6 +25,9 @@ Record = Callable[[Path], Mapping[str, Sequence[Tensors]]]
 _HELD_OUT_FROM = 32
 """With so many samples or more, every fourth is kept from calibration and used to compare with float."""
 
+_HELD_OUT_STEPS = 128
+"""So many steps in sequences are as good: every fourth sequence is kept, or of fewer than four the last quarter."""
+
 _COMPARED_STEPS = 512
 """Comparing keeps samples and outputs in memory; more steps than this say little more."""
 
@@ -92,14 +95,23 @@ def _sample(item: Tensors | Sequence[Tensors], number: int) -> Sample:
 
 
 def split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample], bool]:
-    """Samples to calibrate on, samples to compare on, and whether these were held out: they are if there are enough."""
-    held_out = len(samples) >= _HELD_OUT_FROM
+    """Samples to calibrate on, samples to compare on, and whether these were held out: they are if there are enough.
+
+    A quarter is held out: of many samples every fourth, of a few long sequences the end of each. Such an end begins
+    with the state at zeros, for float and for int8.
+    """
+    sequences = len(samples) < sum(len(s.steps) for s in samples) >= _HELD_OUT_STEPS
+    held_out = sequences or len(samples) >= _HELD_OUT_FROM
     if not held_out:
         calibrating, comparing = list(samples), list(samples)
-    else:
+    elif len(samples) >= 4:
         calibrating = [s for n, s in enumerate(samples) if n % 4 != 3]
         comparing = list(samples[3::4])
+    else:
+        cuts = [len(s.steps) - len(s.steps) // 4 for s in samples]
+        calibrating = [Sample(s.steps[:cut], s.origin) for s, cut in zip(samples, cuts, strict=True)]
+        comparing = [Sample(s.steps[cut:], s.origin) for s, cut in zip(samples, cuts, strict=True) if s.steps[cut:]]
     steps = sum(len(s.steps) for s in comparing)
     if steps > _COMPARED_STEPS and len(comparing) > 1:
         comparing = comparing[:: -(-steps // _COMPARED_STEPS)]
-    return calibrating, comparing, held_out
+    return calibrating, [Sample(s.steps[:_COMPARED_STEPS], s.origin) for s in comparing], held_out

@@ -165,15 +165,20 @@ def test_ranges_are_exported_edited_and_used_again(tmp_path: Path) -> None:
     source = recipe(tmp_path)
     ranges = tmp_path / "ranges.json"
     edgemm.build(source, tmp_path / "a", precision="int8", calibration=samples(), export_ranges=ranges)
-    again = edgemm.build(source, tmp_path / "b", precision="int8", ranges=ranges)
-    assert "accuracy was not measured" in " ".join(again.models[0].notes)
-    assert edgemm.open(tmp_path / "a").read("models/net/int8.onnx") == edgemm.open(tmp_path / "b").read(
-        "models/net/int8.onnx"
-    )
+    edgemm.build(source, tmp_path / "b", precision="int8", ranges=ranges, calibration=samples())
+    member = "models/net/int8.onnx"
+    assert edgemm.open(tmp_path / "a").read(member) == edgemm.open(tmp_path / "b").read(member)
+    alone = edgemm.build(source, tmp_path / "c", precision="int8", ranges=ranges)
+    assert "weights are rounded to nearest: ranges were given without data" in " ".join(alone.models[0].notes)
+    assert edgemm.open(tmp_path / "a").read(member) != edgemm.open(tmp_path / "c").read(member)
+    edited = ranges.read_text().replace('"amax": ', '"amax": 2')
+    (tmp_path / "edited.json").write_text(edited)
+    edgemm.build(source, tmp_path / "d", precision="int8", ranges=tmp_path / "edited.json")
+    assert edgemm.open(tmp_path / "c").read(member) != edgemm.open(tmp_path / "d").read(member)
     conv_net(tmp_path / "net.onnx", seed=5)
     with pytest.raises(CalibrationError, match="belong to the graph"):
-        edgemm.build(source, tmp_path / "c", precision="int8", ranges=ranges)
-    assert not (tmp_path / "c").exists()
+        edgemm.build(source, tmp_path / "e", precision="int8", ranges=ranges)
+    assert not (tmp_path / "e").exists()
 
 
 def test_layers_stay_in_float_by_wish(tmp_path: Path) -> None:
@@ -337,8 +342,7 @@ def test_a_folder_of_images_is_a_recording_to_calibrate_on(tmp_path: Path) -> No
     for number in range(6):
         cv2.imwrite(str(pictures / f"{number}.png"), rng.integers(0, 256, (12, 12, 3), np.uint8))
     (model,) = edgemm.build(path, tmp_path / "out.edgemm", precision="int8", calibration=pictures).models
-    # A step sees what was captured up to its time, and the first is due a hop after the first picture.
-    assert model.calibration.startswith(f"5 steps of {pictures}")
+    assert model.calibration.startswith(f"6 steps of {pictures}")
     # Samples have the right of way, and here they do not fit.
     np.savez(pictures / "one.npz", y=np.zeros(3))
     with pytest.raises(CalibrationError, match="one.npz has the keys y"):

@@ -46,12 +46,14 @@ def search(
     *,
     exclude: Collection[str] = (),
 ) -> SearchResult:
-    """Leave the most sensitive layers in float until the score drops by no more than `max_drop`.
+    """Leave layers in float until the score drops by no more than `max_drop`, with as much work as can be in int8.
 
-    `order` is called only if all-int8 misses the budget, and gives the layers, most sensitive first. The number to
-    leave is bisected; then each of them, the least sensitive first, is tried in int8 again and kept so if the budget
-    holds. Layers in `exclude` stay in float in any case. With every layer in float the score is the float model's,
-    so that a result within the budget always exists. Raises UsageError for a budget below zero.
+    `order` is called only if all-int8 misses the budget, and gives the layers, most sensitive first, with the signal
+    over their noise in dB. They are left in float in that order, and in that of their noise for each
+    multiply-accumulate, which spares the large layers; the number to leave is bisected in each, and the result with
+    more of the work in int8 goes on. Then each of those left, the largest first, is tried in int8 again and kept so if
+    the budget holds. Layers in `exclude` stay in float in any case. With every layer in float the score is the float
+    model's, so that a result within the budget always exists. Raises UsageError for a budget below zero.
     """
     if max_drop < 0:
         raise UsageError(f"The accuracy that may be lost is 0 or more, found {max_drop}.")
@@ -71,18 +73,21 @@ def search(
         return SearchResult(best, float_score, best_score, (), trials)
     full_score = best_score
     ranked = [item for item in order() if item.node not in exclude]
-    names = [item.node for item in ranked]
-    too_few, enough = 0, len(names)
-    chosen = names
+    chosen = names = [item.node for item in ranked]
     best, best_score = attempt(names)
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        candidate, found = attempt(names[:middle])
-        if found >= least:
-            enough, chosen, best, best_score = middle, names[:middle], candidate, found
-        else:
-            too_few = middle
-    for name in list(reversed(chosen)):
+    for ordered in _orders(ranked):
+        too_few, enough = 0, len(names)
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            candidate, found = attempt(ordered[:middle])
+            if found < least:
+                too_few = middle
+                continue
+            enough = middle
+            if candidate.int8_macs > best.int8_macs or (candidate.int8_macs == best.int8_macs and middle < len(chosen)):
+                chosen, best, best_score = ordered[:middle], candidate, found
+    costs = {item.node: item.macs for item in ranked}
+    for name in sorted(chosen, key=lambda node: -costs[node]):
         if len(chosen) == 1:
             break
         fewer = [other for other in chosen if other != name]
@@ -99,6 +104,15 @@ def search(
         for name in chosen
     ]
     return SearchResult(best, float_score, best_score, left, trials)
+
+
+def _orders(ranked: Sequence[LayerSensitivity]) -> list[list[str]]:
+    """The layers by their noise, and by their noise for each multiply-accumulate; the worst first."""
+    by_noise = [item.node for item in ranked]
+    # From dB to noise over signal.
+    by_cost = sorted(ranked, key=lambda item: -(10 ** (-item.score / 10)) / max(1, item.macs))
+    orders = [by_noise, [item.node for item in by_cost]]
+    return orders[:1] if orders[0] == orders[1] else orders
 
 
 @dataclass(frozen=True)

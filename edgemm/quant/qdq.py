@@ -72,24 +72,20 @@ def insert_qdq(model: Model, ranges: Ranges, form: Form, exclude: Collection[str
         )
     plan = place(prepared, form, exclude)
     done = from_proto(_Writer(prepared, plan, ranges).write(), prepared.folder)
-    int8_macs, total_macs = _count(prepared, plan, ranges)
-    return QuantizedModel(done, form, tuple(plan.compute), dict(plan.left), int8_macs, total_macs)
+    costs = layer_macs(prepared, ranges)
+    int8_macs = sum(cost for name, cost in costs.items() if name in plan.compute)
+    return QuantizedModel(done, form, tuple(plan.compute), dict(plan.left), int8_macs, sum(costs.values()))
 
 
-def _count(prepared: Model, plan: Placement, ranges: Ranges) -> tuple[int, int]:
+def layer_macs(prepared: Model, ranges: Ranges) -> dict[str, int]:
+    """Return the multiply-accumulates of one run of each node that multiplies, of a prepared model; 0 if unknown."""
     graph = prepared.proto.graph
     shapes = {name: entry.shape for name, entry in ranges.tensors.items()} | dict(ranges.shapes)
     known = {**walk.specs(infer_leniently(prepared).graph), **walk.specs(graph)}
     for name, spec in known.items():
         if spec.is_static and name not in shapes:
             shapes[name] = tuple(int(d or 0) for d in spec.shape)
-    int8_macs = total_macs = 0
-    for node in graph.node:
-        if walk.is_standard(node, *COMPUTE, *RECURRENT):
-            cost = macs(node, shapes) or 0
-            total_macs += cost
-            int8_macs += cost if node.name in plan.compute else 0
-    return int8_macs, total_macs
+    return {node.name: macs(node, shapes) or 0 for node in graph.node if walk.is_standard(node, *COMPUTE, *RECURRENT)}
 
 
 @dataclass(frozen=True)

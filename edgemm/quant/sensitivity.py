@@ -8,7 +8,8 @@ from typing import Literal
 
 from edgemm.graph import Model
 from edgemm.quant.operators import Form
-from edgemm.quant.qdq import insert_qdq, quantizable_nodes
+from edgemm.quant.prepare import prepare
+from edgemm.quant.qdq import insert_qdq, layer_macs, quantizable_nodes
 from edgemm.quant.ranges import Ranges
 
 Score = Callable[[Model], float]
@@ -23,6 +24,8 @@ class LayerSensitivity:
     op: str
     score: float
     """Score of the model with this layer alone in int8 ("alone"), or with all but this one ("all-but")."""
+    macs: int
+    """Its multiply-accumulates in one run: what int8 would save."""
 
 
 def sensitivity(
@@ -40,12 +43,13 @@ def sensitivity(
     in float: the highest score is. `progress` is called with layers done and layers in all.
     """
     ops = quantizable_nodes(model, form)
+    costs = layer_macs(prepare(model), ranges)
     nodes = list(ops)
     found = []
     for done, node in enumerate(nodes, 1):
         exclude = [name for name in nodes if (name != node) == (mode == "alone")]
         candidate = insert_qdq(model, ranges, form, exclude)
-        found.append(LayerSensitivity(node, ops[node], score(candidate.model)))
+        found.append(LayerSensitivity(node, ops[node], score(candidate.model), costs[node]))
         if progress is not None:
             progress(done, len(nodes))
     return sorted(found, key=lambda item: item.score, reverse=mode == "all-but")
