@@ -15,8 +15,8 @@ and writes JSON Lines. In turn
 
 At the end: the accounts (the run itself raises an error if they do not balance), the frames that the sources gave
 against those in the accounts, the results written against the steps made, the steps due against the time that passed;
-the memory's slope (Theil-Sen, over the means of 10 s), threads and open files, first against last quarter after the
-warm-up. Exit code 1 if one of them fails.
+the memory's slope (Theil-Sen, over the means of 10 s), threads and open files after the warm-up. Exit code 1 if one of
+them fails.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ thrown away, and a second of sound to fill the window."""
 WARM_UP = 0.15
 """Share of the run that is not judged: pools fill, every fault has happened once."""
 SLOPE_MB_H = 1.0
-GROWTH_MB = 2.0
-"""Of runs too short for a slope: last quarter's median over the first's."""
+GROWTH_MB = 10.0
+"""Of runs too short for a slope, last quarter's median over the first's: decoders and sound libraries come and go with
+every reconnection, and take and give back about 8 MB in the course of minutes."""
 SLOPE_FROM_MIN = 30.0
 
 
@@ -411,12 +412,10 @@ def report(summary, watch, meter, faults, sources, written, minutes, every_s) ->
     else:
         rows.append(check("memory after warm-up", growth < GROWTH_MB, f"{first[1]:.1f} to {last[1]:.1f} MB"))
     for name, column in (("threads", 2), ("open files", 3)):
+        before, after = settled[:-quarter, column].max(), settled[-quarter:, column].max()
+        # Most, not usual: while a camera is away its threads and files are gone, too.
         rows.append(
-            check(
-                f"{name}, first and last quarter",
-                last[column] <= first[column],
-                f"{first[column]:.0f}, {last[column]:.0f} (most {settled[:, column].max():.0f})",
-            )
+            check(f"{name}, most until then and in the last quarter", after <= before, f"{before:.0f}, {after:.0f}")
         )
     kinds = Counter(fault.kind for fault in faults.done)
     lines = [
