@@ -59,9 +59,11 @@ def parse(url: str) -> Broker:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"--mqtt is no URL ({error}): {form}.") from error
+        raise UsageError(f"--mqtt is no URL, or its port no number: {form}.") from error
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
         raise UsageError(f"--mqtt names no broker: {form}.")
+    if parts.fragment or url.endswith("#"):
+        raise UsageError(f"--mqtt has a #, which no topic may have and a password only as %23: {form}.")
     topic = unquote(parts.path.removeprefix("/"))
     if not topic or "+" in topic or "#" in topic or "\0" in topic or len(topic.encode()) > 65535:
         raise UsageError(f'--mqtt has the topic "{topic}", which cannot be published to: {form}.')
