@@ -37,6 +37,7 @@ from edgemm.graph.passes import (
     InferShapes,
     NameDims,
     Pass,
+    PassResult,
     PutInFrontEnd,
     RemoveDead,
     TakeBranches,
@@ -258,14 +259,48 @@ class _Loaded:
     opset: int
 
 
+def check_recipe(source: str | Path, engine: str) -> dict[str, Report]:
+    """What of each model of a recipe will not work on an engine, by the model's name.
+
+    "onnxruntime" is held against the files as they are, TensorRT against the graphs that the build would compile: with
+    the recipe's dims, its constant inputs, and what follows from them folded. Raises RecipeError or ModelError.
+    """
+    source = Path(source)
+    recipe = _read(source)
+    reports = {}
+    for name in recipe.models:
+        model = _read_model(recipe, name, source)
+        if engine != "onnxruntime":
+            model = _prepare(recipe, name, source, model).model
+        reports[name] = check(model, engine)
+    return reports
+
+
 def _load(recipe: Recipe, name: str, source: Path, device: Target | None, tell: Progress) -> _Loaded:
-    wanted = recipe.models[name]
-    path = source.parent / wanted.file
+    path = source.parent / recipe.models[name].file
     tell(f"{name}: loading {path.name}")
-    model = load(path)
-    recipes.check_tensors(name, wanted, model.inputs, model.outputs, source.name)
+    model = _read_model(recipe, name, source)
     tell(f"{name}: checking")
     _refuse(path, check(model, "onnxruntime"))
+    prepared = _prepare(recipe, name, source, model)
+    if device is not None and device.release is not None:
+        # After folding: what constants and static shapes take out of the graph is nobody's problem.
+        engine = "tensorrt-rtx" if device.family == "rtx" else "tensorrt"
+        _refuse(path, check(prepared.model, engine), f" on {device.title}")
+    return _Loaded(prepared.model, prepared.notes, model.opset)
+
+
+def _read_model(recipe: Recipe, name: str, source: Path) -> Model:
+    """The model as it is in its file, held against the recipe."""
+    wanted = recipe.models[name]
+    model = load(source.parent / wanted.file)
+    recipes.check_tensors(name, wanted, model.inputs, model.outputs, source.name)
+    return model
+
+
+def _prepare(recipe: Recipe, name: str, source: Path, model: Model) -> PassResult:
+    """The model with what the recipe fixes, and what follows from it, taken out of the graph."""
+    wanted = recipe.models[name]
     fixed = run_passes(model, [NameDims(), FixInputs(_fixed_inputs(wanted, model)), TakeBranches()])
     model = fixed.model
     sizes = {dim: size for dim, size in wanted.dims.items() if isinstance(size, int)}
@@ -279,11 +314,7 @@ def _load(recipe: Recipe, name: str, source: Path, device: Target | None, tell: 
     steps: list[Pass] = [FixDims(sizes)] if sizes else []
     steps += [InferShapes(), FoldConstants(), RemoveDead(), InferShapes()]
     prepared = run_passes(model, steps)
-    if device is not None and device.release is not None:
-        # After folding: what constants and static shapes take out of the graph is nobody's problem.
-        engine = "tensorrt-rtx" if device.family == "rtx" else "tensorrt"
-        _refuse(path, check(prepared.model, engine), f" on {device.title}")
-    return _Loaded(prepared.model, (*fixed.notes, *prepared.notes), model.opset)
+    return PassResult(prepared.model, True, (*fixed.notes, *prepared.notes))
 
 
 def _fixed_inputs(wanted: recipes.Model, model: Model) -> dict[str, Array]:

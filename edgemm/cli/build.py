@@ -174,17 +174,23 @@ def _compile(path: Path, precision: str, quiet: bool) -> None:
 @app.command()
 def kernels(
     arch: Annotated[
-        list[int] | None, typer.Option(help="Architecture: 87 is Orin, 110 is Thor; repeat for several.")
+        list[str] | None,
+        typer.Option(
+            help="Architectures: 87 is Orin, 110 is Thor. Several: --arch 87 110, or 87,110.", metavar="ARCH..."
+        ),
     ] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="ARCH", hidden=True)] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the cubins.")] = Path("cubins"),
 ) -> None:
     """Compile edgemm's CUDA kernels, with nvcc or NVRTC. Needs no GPU.
 
-    Example:  edgemm build kernels --arch 87 --arch 110
+    Example:  edgemm build kernels --arch 87 110
     """
-    from edgemm.kernels.build import DEFAULT_ARCHES, build_kernels
+    from edgemm.kernels.build import DEFAULT_ARCHES, build_kernels, parse_arches
 
-    for built in build_kernels(arch or DEFAULT_ARCHES, output):
+    # An option takes one word; those after it come as arguments.
+    words = [*(arch or ()), *(more or ())]
+    for built in build_kernels(parse_arches(words) if words else DEFAULT_ARCHES, output):
         if built.path is None:
             typer.echo(f"{built.source}: left out, sm_{built.arch} lacks what it needs")
         else:

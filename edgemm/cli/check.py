@@ -18,20 +18,38 @@ class EngineChoice(str, Enum):
 
 
 def check(
-    model: Annotated[Path, typer.Argument(help="The ONNX model.", metavar="MODEL.onnx")],
+    source: Annotated[Path, typer.Argument(help="An ONNX model or a recipe.", metavar="MODEL.onnx|RECIPE.toml")],
     engine: Annotated[EngineChoice, typer.Option(help="The engine to check for.")] = EngineChoice.onnxruntime,
     json_out: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what in a model will not work on an engine, and what to do about it.
 
-    Exit code 1 if it cannot run there.
+    Of a recipe each model is checked as the build would make it: with the recipe's dims and constant inputs. Exit code
+    1 if one cannot run there.
 
-    Example:  edgemm check model.onnx --engine tensorrt
+    Examples:
+
+      edgemm check model.onnx --engine tensorrt
+
+      edgemm check recipe.toml --engine tensorrt-rtx
     """
+    if source.suffix == ".toml":
+        from edgemm.builder import check_recipe
+
+        reports = check_recipe(source, engine.value)
+        if json_out:
+            import json
+
+            typer.echo(json.dumps({name: json.loads(report.to_json()) for name, report in reports.items()}, indent=2))
+        else:
+            typer.echo("\n".join(f"{name}: {report.to_text()}" for name, report in reports.items()))
+        if not all(report.ok for report in reports.values()):
+            raise typer.Exit(1)
+        return
     from edgemm.graph.check import check as check_graph
     from edgemm.graph.model import load
 
-    report = check_graph(load(model), engine=engine.value)
+    report = check_graph(load(source), engine=engine.value)
     typer.echo(report.to_json() if json_out else report.to_text())
     if not report.ok:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""edgemm's operators through `edgemm build engine`, with the real TensorRT for RTX: plugins in the plan, bodies beside."""
+"""edgemm's operators through `edgemm build engine`, with the real TensorRT for RTX."""
 
 from __future__ import annotations
 
