@@ -41,6 +41,7 @@ _ROW_BYTES_EXTRA = 16
 _DTYPE_NAMES = {"float16": ("float16",), "bfloat16": ("bfloat16", "uint16")}
 """What arrays of each option's dtype may call themselves: numpy alone has no bfloat16, its bits come as uint16."""
 _TYPE_TAGS = {"float16": "f16", "bfloat16": "bf16"}
+_OLDEST_ARCH = {"float16": 75, "bfloat16": 80}
 
 Float64 = npt.NDArray[np.float64]
 
@@ -211,6 +212,14 @@ class AttentionKernel:
     """
 
     def __init__(self, options: AttentionOptions, runner: Runner) -> None:
+        """Raises KernelError if the runner's device lacks what the options need."""
+        needed = _OLDEST_ARCH[options.dtype]
+        if runner.arch is not None and runner.arch < needed:
+            remedy = "float16" if runner.arch >= _OLDEST_ARCH["float16"] else "another device"
+            raise KernelError(
+                f"The tensor cores of sm_{runner.arch} do not take {options.dtype}; attention in {options.dtype} needs "
+                f"sm_{needed} or newer. Use {remedy}."
+            )
         self.options = options
         self._runner = runner
 

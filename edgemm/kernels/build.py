@@ -14,6 +14,23 @@ DEFAULT_ARCHES = (75, 80, 86, 87, 89, 90, 110, 120)
 """Turing to Blackwell, with Orin (87) and Thor (110)."""
 
 
+_WANTED = "expected compute capabilities as numbers: 87 is Orin, 110 is Thor."
+
+
+def parse_arches(words: Sequence[str]) -> tuple[int, ...]:
+    """The architectures that words name, each once: "87", "sm_87", or several with commas between them.
+
+    Raises UsageError for a word that is none.
+    """
+    found: dict[int, None] = {}
+    for word in ",".join(words).split(","):
+        digits = word.strip().removeprefix("sm_")
+        if not (digits.isascii() and digits.isdigit()):
+            raise UsageError(f"Found --arch {' '.join(words)!r}; {_WANTED}")
+        found[int(digits)] = None
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class BuiltKernel:
     """One cubin that has been written, or that the architecture cannot have."""
@@ -36,9 +53,7 @@ def build_kernels(
     """
     wrong = [arch for arch in arches if not 50 <= arch <= 129]
     if wrong or not arches:
-        raise UsageError(
-            f"Found --arch {list(arches)}; expected compute capabilities as numbers: 87 is Orin, 110 is Thor."
-        )
+        raise UsageError(f"Found --arch {list(arches)}; {_WANTED}")
     chosen = {arch: find_compiler(arch) for arch in arches}
     for arch in arches:
         for source in sources():

@@ -58,6 +58,11 @@ class View:
 class Runner(Protocol):
     """Places arrays where kernels can read them, and launches kernels. `stream` is None for the default one."""
 
+    @property
+    def arch(self) -> int | None:
+        """The compute capability that kernels run on, 87 for sm_87; None: whatever a kernel needs is there."""
+        ...
+
     def view(self, array: Any, what: str) -> View:
         """Look at an array of the caller's, without a copy; `what` names it in errors."""
         ...
@@ -154,6 +159,10 @@ class EmulatorRunner:
         self._memory: WeakValueDictionary[int, Array] = WeakValueDictionary()
         """What launches may touch, by address. A view holds its array, so an address is not reused while it matters."""
 
+    @property
+    def arch(self) -> None:
+        """None: the emulator has what any kernel needs."""
+
     def view(self, array: Any, what: str) -> View:
         """Look at a numpy array."""
         if not isinstance(array, np.ndarray):
@@ -228,6 +237,11 @@ class CudaRunner:
         self._cache_dir = cache_dir
         self._modules: dict[str, Module] = {}
         self._producers: set[int] = set()
+
+    @property
+    def arch(self) -> int:
+        """The device's compute capability."""
+        return self.device.arch
 
     def prepare(self, source: str) -> Module:
         """Compile and load `source`, if that has not been done. Raises KernelError if it cannot be compiled."""

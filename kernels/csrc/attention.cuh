@@ -73,39 +73,75 @@ __device__ __forceinline__ int position_of(const AttentionParams& p, const Keys&
   return query + (p.align_end ? keys.count - p.q_len : 0);
 }
 
-// What the two query rows of a thread (accumulator rows lane / 4 and lane / 4 + 8) may see, and what is added to their scores.
-template <class T, bool kBiased>
+// The two query rows of a thread (accumulator rows lane / 4 and lane / 4 + 8). No more than what cannot be worked out again for each
+// tile of keys: a register that lives through the loop is one warp less for some kernels.
 struct Rows {
-  int low[2], high[2];  // first and last key
-  int position[2];
-  const T* bias[2];
-  float slope[2];
-  const float* relative[2];
+  int position[2];  // far below every window: the row does not exist
+  int head[2];
 
-  __device__ __forceinline__ void set(const AttentionParams& p, const Keys& keys, int i, int batch, int head, int query,
-                                      bool exists) {
-    const int at = position_of(p, keys, query);
-    low[i] = exists ? max(at - p.window_before, 0) : 0;
-    high[i] = exists ? min(at + p.window_after, keys.count - 1) : -1;
-    if (kBiased) {
-      position[i] = at;
-      bias[i] = nullptr;
-      if (p.bias && exists)
-        bias[i] = static_cast<const T*>(p.bias) + batch * p.bias_strides[0] + head * p.bias_strides[1] + query * p.bias_strides[2];
-      slope[i] = p.alibi_slopes ? p.alibi_slopes[head] : 0.0f;
-      relative[i] = p.relative_bias ? p.relative_bias + static_cast<i64>(head) * (2 * p.relative_span + 1) + p.relative_span : nullptr;
-    }
+  static constexpr int kAbsent = -(1 << 30);
+
+  __device__ __forceinline__ void set(int i, bool exists, int at, int of_head) {
+    position[i] = exists ? at : kAbsent;
+    head[i] = of_head;
   }
-
-  // The bias of row i for a key that it sees, in units of log2.
-  __device__ __forceinline__ float bias_log2(const AttentionParams& p, int i, int key) const {
-    const int distance = key - position[i];
-    float sum = -slope[i] * static_cast<float>(abs(distance));
-    if (bias[i]) sum += to_float(bias[i][key]);
-    if (relative[i]) sum += relative[i][clamp(distance, -p.relative_span, p.relative_span)];
-    return sum * kLog2E;
+  // The first and the last key that row i sees; the last is below the first if it sees none.
+  __device__ __forceinline__ int low(const AttentionParams& p, int i) const { return max(position[i] - p.window_before, 0); }
+  __device__ __forceinline__ int high(const AttentionParams& p, const Keys& keys, int i) const {
+    return min(position[i] + p.window_after, keys.count - 1);
   }
 };
+
+// Scales the scores s of keys `key0` + 8 i (+ 1), and adds the biases, in units of log2. One kind of bias after another, each in a
+// branch that all threads take alike: the registers of one kind's addresses and numbers are free again for the next.
+template <class T, int kTiles>
+__device__ __forceinline__ void add_biases(const AttentionParams& p, const Keys& keys, const Rows& rows, float (&s)[kTiles][4],
+                                           int key0) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) s[i][e] *= p.scale_log2;
+  if (p.bias) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int low = rows.low(p, h), high = rows.high(p, keys, h);
+      const int query = high < low ? 0 : rows.position[h] - position_of(p, keys, 0);
+      const T* const row = static_cast<const T*>(p.bias) + blockIdx.z * p.bias_strides[0] + rows.head[h] * p.bias_strides[1] +
+                           query * p.bias_strides[2];
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int key = key0 + i * 8 + e;
+          if (key >= low && key <= high) s[i][2 * h + e] = fmaf(to_float(row[key]), kLog2E, s[i][2 * h + e]);
+        }
+    }
+  }
+  if (p.alibi_slopes) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float slope = p.alibi_slopes[rows.head[h]] * -kLog2E;
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i)
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          s[i][2 * h + e] = fmaf(slope, static_cast<float>(abs(key0 + i * 8 + e - rows.position[h])), s[i][2 * h + e]);
+    }
+  }
+  if (p.relative_bias) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float* const table =
+          p.relative_bias + static_cast<i64>(rows.head[h]) * (2 * p.relative_span + 1) + p.relative_span;
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i)
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          s[i][2 * h + e] =
+              fmaf(table[clamp(key0 + i * 8 + e - rows.position[h], -p.relative_span, p.relative_span)], kLog2E, s[i][2 * h + e]);
+    }
+  }
+}
 
 // The online softmax of 16 rows of one warp: c[.][0..1] belong to accumulator row lane / 4, c[.][2..3] to that + 8.
 template <class T, int D>
@@ -123,7 +159,7 @@ struct Softmax {
 
   // Takes kKeys more keys, the first of which is key `first`; k and v are rows in shared memory, `kRow` elements apart.
   template <int kKeys, int kRow, bool kBiased>
-  __device__ __forceinline__ void add(const AttentionParams& p, const Rows<T, kBiased>& rows, const u32 (&q)[D / 16][4],
+  __device__ __forceinline__ void add(const AttentionParams& p, const Keys& keys, const Rows& rows, const u32 (&q)[D / 16][4],
                                       const T* k, const T* v, int first) {
     const int lane = threadIdx.x & 31, pair = (lane & 3) * 2;
     float s[kKeys / 8][4];
@@ -143,20 +179,17 @@ struct Softmax {
 
     // Without a bias the scale waits for the exponential, where it is part of a multiply-add.
     const float scale = kBiased ? 1.0f : p.scale_log2;
+    if constexpr (kBiased) add_biases<T>(p, keys, rows, s, first + pair);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const bool edge = first < rows.low[h] || first + kKeys - 1 > rows.high[h];
-      if (kBiased || edge) {
+      const int low = rows.low(p, h), high = rows.high(p, keys, h);
+      if (first < low || first + kKeys - 1 > high) {
 #pragma unroll
         for (int i = 0; i < kKeys / 8; ++i) {
 #pragma unroll
-          for (int e = 2 * h; e < 2 * h + 2; ++e) {
-            const int key = first + i * 8 + pair + (e & 1);
-            const bool seen = key >= rows.low[h] && key <= rows.high[h];
-            if (!seen)
-              s[i][e] = -infinity();
-            else if (kBiased)
-              s[i][e] = s[i][e] * p.scale_log2 + rows.bias_log2(p, h, key);
+          for (int e = 0; e < 2; ++e) {
+            const int key = first + i * 8 + pair + e;
+            if (key < low || key > high) s[i][2 * h + e] = -infinity();
           }
         }
       }
@@ -229,6 +262,14 @@ __device__ __forceinline__ void copy_rows(T* shared, int thread, RowAddress row_
   }
 }
 
+// Blocks that a multiprocessor is to hold (kResident below): as many as its 65536 registers allow with nothing spilled. Turing, which
+// has no asynchronous copies, and Blackwell need some more registers.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 800 || __CUDA_ARCH__ >= 1000)
+constexpr int kFewerResident = 1;
+#else
+constexpr int kFewerResident = 0;
+#endif
+
 // ---- many queries ----------------------------------------------------------------------------------------------------------
 
 template <int D>
@@ -238,6 +279,8 @@ struct Tile {
   static constexpr int kRow = D + 8;                    // odd in units of 16 bytes: ldmatrix meets no bank conflict
   static constexpr int kStage = 2 * kKeys * kRow;       // k, then v
   static constexpr int kSharedBytes = 2 * kStage * 2;
+  static constexpr int kResident = (D == 32 ? 5 : D == 128 ? 3 : 4) - kFewerResident;
+  static constexpr int kResidentBiased = D == 32 ? 4 : D == 80 ? 4 - kFewerResident : D == 128 ? 3 - kFewerResident : 3;
   static_assert(kQueries <= 2 * kKeys, "the queries borrow a stage");
   static_assert(kSharedBytes <= 48 * 1024, "more needs an opt-in");
 };
@@ -276,11 +319,11 @@ __device__ __forceinline__ void attend_tiles(const AttentionParams& p) {
   Softmax<T, D> softmax;
   softmax.clear();
   const int warp_query = query0 + warp * 16;
-  Rows<T, kBiased> rows;
+  Rows rows;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int query = warp_query + (lane >> 2) + h * 8;
-    rows.set(p, keys, h, batch, head, query, query < p.q_len);
+    rows.set(h, query < p.q_len, position_of(p, keys, query), head);
   }
 
   if (begin < end) {
@@ -307,7 +350,7 @@ __device__ __forceinline__ void attend_tiles(const AttentionParams& p) {
       if (first + C::kKeys < end) load(first + C::kKeys, stage ^ 1);
       if (first > warp_high || first + C::kKeys - 1 < warp_low) continue;
       const T* const tile = stages + stage * C::kStage;
-      softmax.template add<C::kKeys, C::kRow, kBiased>(p, rows, fragments, tile, tile + C::kKeys * C::kRow, first);
+      softmax.template add<C::kKeys, C::kRow, kBiased>(p, keys, rows, fragments, tile, tile + C::kKeys * C::kRow, first);
     }
   }
 
@@ -336,6 +379,8 @@ struct Split {
   static constexpr int kRow = D + 8;
   static constexpr int kStage = 2 * kKeys * kRow;
   static constexpr int kSharedBytes = kWarps * 2 * kStage * 2;
+  static constexpr int kResident = D == 32 ? 6 : D == 64 || D == 96 ? 5 : 4;
+  static constexpr int kResidentBiased = D == 32 || D == 64 || D == 128 ? 4 : D == 96 ? 5 : 3;
   static constexpr int kPart = kRows * kRow;            // floats: a warp's accumulators, when the warps are joined
   static_assert(kWarps * (kPart + 2 * kRows) * 4 <= kSharedBytes, "the parts take the place of the stages");
   static_assert(kSharedBytes <= 48 * 1024, "more needs an opt-in");
@@ -361,13 +406,13 @@ __device__ __forceinline__ void attend_split(const AttentionParams& p) {
   const int steps = max(seen_end - seen_begin + C::kKeys - 1, 0) / C::kKeys, run = (steps + p.splits - 1) / p.splits * C::kKeys;
   const int begin = seen_begin + split * run, end = min(begin + run, seen_end);
 
-  Rows<T, kBiased> rows;
+  Rows rows;
   u32 fragments[D / 16][4];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = row0 + (lane >> 2) + h * 8, query = row / group, head = kv_head * group + row % group;
     const bool exists = row < row_count;
-    rows.set(p, keys, h, batch, head, query, exists);
+    rows.set(h, exists, position_of(p, keys, query), head);
     const T* const q = static_cast<const T*>(p.q) + batch * p.q_strides[0] + head * p.q_strides[1] + query * p.q_strides[2];
 #pragma unroll
     for (int d = 0; d < D / 16; ++d) {
@@ -404,7 +449,7 @@ __device__ __forceinline__ void attend_split(const AttentionParams& p) {
     cp_async_wait<1>();
     __syncwarp();  // the other lanes' copies
     const T* const tile = stages + stage * C::kStage;
-    softmax.template add<C::kKeys, C::kRow, kBiased>(p, rows, fragments, tile, tile + C::kKeys * C::kRow, first);
+    softmax.template add<C::kKeys, C::kRow, kBiased>(p, keys, rows, fragments, tile, tile + C::kKeys * C::kRow, first);
     __syncwarp();  // the stage is filled again next
   }
 
@@ -525,16 +570,20 @@ __device__ __forceinline__ void ring_append(const RingAppendParams& p) {
 
 // The entry points of one element type and head dimension: edgemm_attention[_split][_biased]_<type>_d<D>.
 #define EDGEMM_ATTENTION(type_name, T, D)                                                                                       \
-  EDGEMM_KERNEL(edgemm_attention_##type_name##_d##D, edgemm::AttentionParams, edgemm::Tile<D>::kThreads) {                      \
+  EDGEMM_KERNEL_RESIDENT(edgemm_attention_##type_name##_d##D, edgemm::AttentionParams, edgemm::Tile<D>::kThreads,               \
+                         edgemm::Tile<D>::kResident) {                                                                          \
     edgemm::attend_tiles<T, D, false>(p);                                                                                       \
   }                                                                                                                             \
-  EDGEMM_KERNEL(edgemm_attention_biased_##type_name##_d##D, edgemm::AttentionParams, edgemm::Tile<D>::kThreads) {               \
+  EDGEMM_KERNEL_RESIDENT(edgemm_attention_biased_##type_name##_d##D, edgemm::AttentionParams, edgemm::Tile<D>::kThreads,        \
+                         edgemm::Tile<D>::kResidentBiased) {                                                                    \
     edgemm::attend_tiles<T, D, true>(p);                                                                                        \
   }                                                                                                                             \
-  EDGEMM_KERNEL(edgemm_attention_split_##type_name##_d##D, edgemm::AttentionParams, edgemm::Split<D>::kThreads) {               \
+  EDGEMM_KERNEL_RESIDENT(edgemm_attention_split_##type_name##_d##D, edgemm::AttentionParams, edgemm::Split<D>::kThreads,        \
+                         edgemm::Split<D>::kResident) {                                                                         \
     edgemm::attend_split<T, D, false>(p);                                                                                       \
   }                                                                                                                             \
-  EDGEMM_KERNEL(edgemm_attention_split_biased_##type_name##_d##D, edgemm::AttentionParams, edgemm::Split<D>::kThreads) {        \
+  EDGEMM_KERNEL_RESIDENT(edgemm_attention_split_biased_##type_name##_d##D, edgemm::AttentionParams, edgemm::Split<D>::kThreads, \
+                         edgemm::Split<D>::kResidentBiased) {                                                                   \
     edgemm::attend_split<T, D, true>(p);                                                                                        \
   }
 

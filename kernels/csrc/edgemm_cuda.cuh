@@ -26,13 +26,17 @@ struct bfloat16_t {
 }  // namespace edgemm
 
 // EDGEMM_KERNEL(name, Params, threads) { ... }: a plain C entry point that takes one `Params` struct by value, called `p`, and runs
-// with at most `threads` threads a block. EDGEMM_DYNAMIC_SHARED(name): the dynamic shared memory as `unsigned char* name`.
+// with at most `threads` threads a block. EDGEMM_KERNEL_RESIDENT also says how many blocks are to fit a multiprocessor at once, which
+// limits the registers. EDGEMM_DYNAMIC_SHARED(name): the dynamic shared memory as `unsigned char* name`.
 #if defined(EDGEMM_EMULATOR)
 #define EDGEMM_KERNEL(name, Params, threads) CUDA_EMULATOR_KERNEL(name, Params, p, threads)
+#define EDGEMM_KERNEL_RESIDENT(name, Params, threads, blocks) CUDA_EMULATOR_KERNEL(name, Params, p, threads)
 #define EDGEMM_DYNAMIC_SHARED(name) CUDA_EMULATOR_DYNAMIC_SHARED(name)
 #else
 #define EDGEMM_KERNEL(name, Params, threads) \
   extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+#define EDGEMM_KERNEL_RESIDENT(name, Params, threads, blocks) \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
 #define EDGEMM_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #endif
 

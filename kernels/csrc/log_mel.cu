@@ -501,10 +501,23 @@ __device__ __forceinline__ void stream(const LogMelStream& p) {
 
 }  // namespace
 
-#define EDGEMM_LOG_MEL(N)                                                             \
-  EDGEMM_KERNEL(edgemm_log_mel_##N, LogMelBatch, kWarps * 32) { batch<N>(p); }        \
-  EDGEMM_KERNEL(edgemm_log_mel_stream_##N, LogMelStream, kWarps * 32) { stream<N>(p); }
-EDGEMM_LOG_MEL(256)
+// Streams that a multiprocessor is to hold: as many as its registers allow with nothing spilled (ptxas of CUDA 13.0).
+constexpr int resident_streams(int fft_size) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+  return fft_size == 2048 ? 2 : 5;
+#else
+  return fft_size == 2048 ? 3 : 5;
+#endif
+}
+
+#define EDGEMM_LOG_MEL_STREAM(N) \
+  EDGEMM_KERNEL_RESIDENT(edgemm_log_mel_stream_##N, LogMelStream, kWarps * 32, resident_streams(N)) { stream<N>(p); }
+#define EDGEMM_LOG_MEL(N)                                                       \
+  EDGEMM_KERNEL(edgemm_log_mel_##N, LogMelBatch, kWarps * 32) { batch<N>(p); }  \
+  EDGEMM_LOG_MEL_STREAM(N)
+// 12 blocks are every warp that a multiprocessor has: left to itself the compiler spills for more.
+EDGEMM_KERNEL_RESIDENT(edgemm_log_mel_256, LogMelBatch, kWarps * 32, 12) { batch<256>(p); }
+EDGEMM_LOG_MEL_STREAM(256)
 EDGEMM_LOG_MEL(512)
 EDGEMM_LOG_MEL(1024)
 EDGEMM_LOG_MEL(2048)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 
 import numpy as np
 import pytest
@@ -453,6 +454,34 @@ def test_wrong_calls_are_refused_before_any_launch(arguments, words):
     }
     with pytest.raises(KernelError, match=words):
         AttentionKernel(AttentionOptions(64), NoLaunch())(**call)
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "words"),
+    [
+        (75, "bfloat16", "sm_75 do not take bfloat16; attention in bfloat16 needs sm_80 or newer. Use float16."),
+        (72, "bfloat16", "sm_72 do not take bfloat16; attention in bfloat16 needs sm_80 or newer. Use another device."),
+        (72, "float16", "sm_72 do not take float16; attention in float16 needs sm_75 or newer. Use another device."),
+    ],
+)
+def test_a_device_without_the_tensor_cores_is_refused_before_any_launch(arch, dtype, words):
+    class Older(EmulatorRunner):
+        @property
+        def arch(self):
+            return arch
+
+    with pytest.raises(KernelError, match=re.escape(words)):
+        AttentionKernel(AttentionOptions(64, dtype), Older())
+
+
+def test_turing_takes_float16():
+    class Turing(EmulatorRunner):
+        @property
+        def arch(self):
+            return 75
+
+    problem = make_problem(AttentionOptions(64), q_len=3, kv_len=5)
+    problem.check(*problem.solve(Turing()))
 
 
 def test_too_many_heads_are_refused(runner):

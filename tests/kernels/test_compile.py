@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from edgemm.cli.main import main
 from edgemm.errors import KernelError, UsageError
 from edgemm.kernels import compile as compilation
 from edgemm.kernels.build import BuiltKernel, build_kernels
@@ -269,6 +270,39 @@ def test_build_kernels_writes_a_folder_for_each_architecture(tmp_path: Path, mon
 def test_build_kernels_wants_numbers_like_87(arches: list[int], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected compute capabilities as numbers: 87 is Orin, 110 is Thor"):
         list(build_kernels(arches, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--arch", "87", "110"], ["--arch", "87,110"], ["--arch", "87", "--arch", "sm_110"], ["--arch=87", "110,87"]],
+)
+def test_the_command_takes_several_architectures(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+
+    def build(arches: Sequence[int], output: Path) -> Iterator[BuiltKernel]:
+        asked.extend(arches)
+        yield BuiltKernel("log_mel", 87, output / "log_mel.cubin", 10, "nvcc 12.6")
+
+    monkeypatch.setattr("edgemm.kernels.build.build_kernels", build)
+    monkeypatch.setattr("sys.argv", ["edgemm", "build", "kernels", "-o", str(tmp_path), *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    assert asked == [87, 110]
+    assert "log_mel.cubin  10 bytes, by nvcc 12.6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["orin"], ["87", "x"], ["87,"], ["8.7"]])
+def test_the_command_wants_numbers(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["edgemm", "build", "kernels", "--arch", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert f"Found --arch '{' '.join(words)}'; expected compute capabilities as numbers" in capsys.readouterr().err
 
 
 def test_build_kernels_writes_nothing_if_an_architecture_cannot_be(

@@ -53,6 +53,11 @@ class DeviceTestRunner:
         self._runner = self._runner or CudaRunner(device())
         return self._runner
 
+    @property
+    def arch(self) -> int:
+        """The GPU's."""
+        return self.cuda.arch
+
     def view(self, array: Any, what: str) -> View:
         """Copy a numpy array, and the whole that it is a part of, to the device; keep the place for the next time."""
         if not isinstance(array, np.ndarray):
