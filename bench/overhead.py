@@ -112,9 +112,15 @@ def measure(events: list[Event], rounds: int, warm_up: int) -> dict[str, np.ndar
                     arrivals_ns += end - begin
                     continue
                 latency = made[0].latency
-                rest_ns = end - begin - sum(latency[2:6])  # all but front end, window, inference and decoding
+                inside_ns = latency.front_end_ns + latency.window_ns + latency.inference_ns + latency.decode_ns
                 if number >= warm_up:
-                    stages = (latency.window_ns, latency.inference_ns, latency.decode_ns, rest_ns, arrivals_ns)
+                    stages = (
+                        latency.window_ns,
+                        latency.inference_ns,
+                        latency.decode_ns,
+                        end - begin - inside_ns,
+                        arrivals_ns,
+                    )
                     rows.append([engine.is_bare, *(ns / 1e3 for ns in stages)])
                 arrivals_ns = 0
             session.summary()

@@ -167,7 +167,7 @@ def _latencies(results: Sequence[Result]) -> dict[str, Percentiles]:
     latencies = [result.latency for result in results if result.latency is not None]
     return {
         name.removesuffix("_ns"): Percentiles.of([getattr(latency, name) for latency in latencies])
-        for name in Latency._fields
+        for name in Latency.__struct_fields__
         if latencies
     }
 

@@ -169,7 +169,7 @@ def _run_recording(
         loop = rerun(session, recording, clock, outlets.on_event)
         try:
             while True:
-                result = next(loop)._replace(latency=None)
+                result = next(loop).with_latency(None)
                 if sinks:
                     _write(result, outlets, recorder)
                 else:

@@ -163,7 +163,7 @@ def simulate(
         results: list[Result] = []
         ages: dict[str, list[int]] = defaultdict(list)
         for result in _loop(session, queue, duration_s):
-            made = result._replace(latency=timed[result.model].explain(result.latency, queue.spent_ns))
+            made = result.with_latency(timed[result.model].explain(result.latency, queue.spent_ns))
             if made.capture_ns is not None:
                 ages[made.model].append(made.made_ns - made.capture_ns)
             for sink in sinks:

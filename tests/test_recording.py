@@ -36,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(summary: Summary) -> list[bytes]:
-    return [result._replace(latency=None).to_json() for result in summary.results]
+    return [result.with_latency(None).to_json() for result in summary.results]
 
 
 def recorded(bundle: Path, path: Path, *, seconds: float, seed: int) -> Summary:

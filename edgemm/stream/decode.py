@@ -53,9 +53,9 @@ def decoder(name: str, kind: Output) -> Decoder:
     if isinstance(kind, Softmax | Argmax):
         return _best(name, kind)
     if isinstance(kind, Sigmoid):
-        return lambda array: _score(_one(name, array, "sigmoid"), kind.threshold, logit=True)
+        return _judge(name, "sigmoid", kind.threshold, _sigmoid)
     if isinstance(kind, Threshold):
-        return lambda array: _score(_one(name, array, "threshold"), kind.threshold, logit=False)
+        return _judge(name, "threshold", kind.threshold, float)
     if isinstance(kind, Embedding):
         return _unit
     if isinstance(kind, Raw):
@@ -95,20 +95,22 @@ def _best(name: str, kind: Softmax | Argmax) -> Decoder:
     return decode
 
 
-def _one(name: str, array: Array, kind: str) -> float:
-    if array.size != 1:
-        raise RecipeError(
-            f'The output "{name}" has the shape {list(array.shape)}, decode = "{kind}" expects a single number. '
-            'Use decode = "softmax" or "raw".'
-        )
-    return float(array.item())
+def _sigmoid(value: float) -> float:
+    # The form that does not overflow, whichever the sign.
+    return 1.0 / (1.0 + math.exp(-value)) if value >= 0 else math.exp(value) / (1.0 + math.exp(value))
 
 
-def _score(value: float, threshold: float, *, logit: bool) -> Score:
-    if logit:
-        # The form that does not overflow, whichever the sign.
-        value = 1.0 / (1.0 + math.exp(-value)) if value >= 0 else math.exp(value) / (1.0 + math.exp(value))
-    return Score(value, value >= threshold)
+def _judge(name: str, kind: str, threshold: float, score: Callable[[float], float]) -> Decoder:
+    def decode(array: Array) -> Score:
+        if array.size != 1:
+            raise RecipeError(
+                f'The output "{name}" has the shape {list(array.shape)}, decode = "{kind}" expects a single number. '
+                'Use decode = "softmax" or "raw".'
+            )
+        value = score(array.item())
+        return Score(value, value >= threshold)
+
+    return decode
 
 
 def _unit(array: Array) -> Vector:

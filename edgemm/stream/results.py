@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ from edgemm.stream.decode import Decoded
 from edgemm.stream.drift import ClockReport
 
 
-class Latency(NamedTuple):
+class Latency(msgspec.Struct, frozen=True, gc=False):
     """Where the time of one result went, in ns of real time; absent (None in Result) under the virtual clock.
 
     queue + front_end + window + inference + decode = total, up to a few microseconds of scheduling.
@@ -35,7 +35,7 @@ class Latency(NamedTuple):
     """From when the step was ready to when the result was there."""
 
 
-class Result(NamedTuple):
+class Result(msgspec.Struct, frozen=True, gc=False):
     """The outputs of one step of one model, and how old what they rest on was when it was made.
 
     Times are ns on the session's timeline, which starts at 0. Ages and skew are None where the model reads no such
@@ -71,6 +71,10 @@ class Result(NamedTuple):
     fallback: str | None = None
     """Why the engine is another than the one wanted first, if it is."""
 
+    def with_latency(self, latency: Latency | None) -> Result:
+        """The same result with another latency; None is what a replay writes, as it measures none."""
+        return msgspec.structs.replace(self, latency=latency)
+
     def to_dict(self) -> dict[str, Any]:
         """As written to JSON Lines: times in ms, outputs as plain values, absent things left out."""
         line: dict[str, Any] = {
@@ -92,7 +96,7 @@ class Result(NamedTuple):
             line["in_sync"] = self.in_sync
         if self.latency is not None:
             line["latency_ms"] = {
-                name.removesuffix("_ns"): _ms(getattr(self.latency, name)) for name in Latency._fields
+                name.removesuffix("_ns"): _ms(getattr(self.latency, name)) for name in Latency.__struct_fields__
             }
         line["engine"] = self.engine
         if self.fallback is not None:

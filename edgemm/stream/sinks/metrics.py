@@ -10,6 +10,8 @@ from types import ModuleType, TracebackType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import msgspec
+
 from edgemm import __version__
 from edgemm.errors import MissingExtraError
 from edgemm.stream.frames import Event
@@ -28,7 +30,7 @@ LATENCY_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
 SCRAPE_S = 5.0
 """A connection that says nothing for so long is closed."""
 
-STAGES = tuple((name, name.removesuffix("_ns")) for name in Latency._fields)
+STAGES = tuple((name, name.removesuffix("_ns")) for name in Latency.__struct_fields__)
 
 
 class MetricsSink:
@@ -152,7 +154,7 @@ class MetricsSink:
             if age_ns is not None:
                 self._ages.labels(model, of).observe(age_ns / 1e9)
         if result.latency is not None:
-            for (_, stage), stage_ns in zip(STAGES, result.latency, strict=True):
+            for (_, stage), stage_ns in zip(STAGES, msgspec.structs.astuple(result.latency), strict=True):
                 self._latencies.labels(model, stage).observe(stage_ns / 1e9)
 
 

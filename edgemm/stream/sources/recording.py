@@ -113,7 +113,7 @@ class RecordingWriter:
 
     def result(self, result: Result) -> None:
         """Take a result."""
-        self._items.put((["r", result._replace(latency=None).to_json().decode()], result))
+        self._items.put((["r", result.with_latency(None).to_json().decode()], result))
 
     # The writing thread.
 
