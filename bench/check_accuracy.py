@@ -127,7 +127,7 @@ def outcome(model: onnx.ModelProto, feeds: list[object], target: str) -> str:
 def predict(model: onnx.ModelProto) -> str:
     """Return "" if check finds no error, else its reasons."""
     try:
-        report = check(from_proto(model), engine="tensorrt-rtx")
+        report = check(from_proto(model, any_opset=True), engine="tensorrt-rtx")
     except ModelError as error:
         return f"not loaded: {error}"
     return " | ".join(f"{finding.op}: {finding.reason}" for finding in report.findings if finding.severity == "error")
@@ -177,10 +177,7 @@ def main() -> int:
     print(f"real: builds     {table[True, True]:11}   {table[True, False]:12}")
     print(f"real: fails      {table[False, True]:11}   {table[False, False]:12}")
     print(f"\nright: {right} of {judged} = {100 * right / max(judged, 1):.1f} %")
-    print(
-        f"not judged: {sum(refused.values())} that load refuses (opset outside 11 to 23, or not whole); "
-        f"TensorRT for RTX builds {refused[True]} of them"
-    )
+    print(f"not judged: {sum(refused.values())} that are not whole; TensorRT for RTX builds {refused[True]} of them")
     return 0 if judged and right >= 0.97 * judged else 1
 
 

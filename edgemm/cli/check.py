@@ -49,7 +49,7 @@ def check(
     from edgemm.graph.check import check as check_graph
     from edgemm.graph.model import load
 
-    report = check_graph(load(source), engine=engine.value)
+    report = check_graph(load(source, any_opset=True), engine=engine.value)
     typer.echo(report.to_json() if json_out else report.to_text())
     if not report.ok:
         raise typer.Exit(1)

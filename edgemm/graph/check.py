@@ -13,7 +13,7 @@ from onnx import defs
 
 from edgemm.errors import ModelError, UsageError
 from edgemm.graph import ort, walk
-from edgemm.graph.model import Model
+from edgemm.graph.model import NEWEST_OPSET, OLDEST_OPSET, Model
 from edgemm.graph.passes.infer_shapes import InferShapes, infer_leniently
 from edgemm.graph.passes.inline_functions import KEPT_DOMAINS, InlineFunctions
 from edgemm.graph.rules_tensorrt import RULES
@@ -90,12 +90,27 @@ def check(model: Model, engine: str = "onnxruntime") -> Report:
     else:
         findings += _tensorrt(model, engine)
     order = get_args(Severity)
+    findings += _outside_opset(model)
     findings.sort(key=lambda finding: order.index(finding.severity))
     ops = Counter(
         node.op_type if node.domain in walk.STANDARD_DOMAINS else f"{node.domain}.{node.op_type}"
         for node, _ in walk.all_nodes(model.proto)
     )
     return Report(engine, tuple(dict.fromkeys(findings)), dict(sorted(ops.items())))
+
+
+def _outside_opset(model: Model) -> list[Finding]:
+    if not model.opset or OLDEST_OPSET <= model.opset <= NEWEST_OPSET:
+        return []
+    return [
+        Finding(
+            "warning",
+            "",
+            "",
+            f"The model is written for opset {model.opset}; edgemm builds from {OLDEST_OPSET} to {NEWEST_OPSET}.",
+            "Export it with opset 17, or convert it: onnx.version_converter.convert_version(model, 17).",
+        )
+    ]
 
 
 def _interface(model: Model) -> list[Finding]:

@@ -153,12 +153,12 @@ class Model:
             raise ModelError(f"Cannot write {target}: {error}. Free some space or choose another place.") from error
 
 
-def load(path: str | os.PathLike[str]) -> Model:
+def load(path: str | os.PathLike[str], *, any_opset: bool = False) -> Model:
     """Read an ONNX file, with its external data, and check that it is whole.
 
     Checked: it is ONNX, opset 11 to 23, every value is made before it is read and made once, external data is inside
-    the model's folder and long enough. Whether an engine can run it is `edgemm.graph.check`'s question. Raises
-    ModelError, with what to do.
+    the model's folder and long enough. Whether an engine can run it is `edgemm.graph.check`'s question. `any_opset`
+    takes other opsets, too: to be checked, not to be rewritten. Raises ModelError, with what to do.
     """
     file = Path(path)
     try:
@@ -171,17 +171,17 @@ def load(path: str | os.PathLike[str]) -> Model:
         raise ModelError(f"Cannot read {file}: {error}.") from error
     proto = _parse(data, str(file))
     del data
-    return _finish(proto, file.parent, file)
+    return _finish(proto, file.parent, file, any_opset)
 
 
-def from_proto(proto: ModelProto, folder: str | os.PathLike[str] | None = None) -> Model:
+def from_proto(proto: ModelProto, folder: str | os.PathLike[str] | None = None, *, any_opset: bool = False) -> Model:
     """Make a Model of a proto built in memory, with the same checks as `load`.
 
     The proto is copied. `folder` is where its external data lies, if it has any.
     """
     private = ModelProto()
     private.CopyFrom(proto)
-    return _finish(private, None if folder is None else Path(folder), None)
+    return _finish(private, None if folder is None else Path(folder), None, any_opset)
 
 
 def from_bytes(data: bytes) -> Model:
@@ -219,8 +219,8 @@ def _parse(data: bytes, name: str) -> ModelProto:
     return proto
 
 
-def _finish(proto: ModelProto, folder: Path | None, path: Path | None) -> Model:
-    _check_opset(proto)
+def _finish(proto: ModelProto, folder: Path | None, path: Path | None, any_opset: bool = False) -> Model:
+    _check_opset(proto, any_opset)
     if not proto.graph.output:
         raise ModelError("The graph has no output, so there is nothing to run. Export the model with its outputs.")
     for graph in walk.graphs(proto.graph):
@@ -250,7 +250,7 @@ def _opset(proto: ModelProto) -> int | None:
     return max(versions, default=None)
 
 
-def _check_opset(proto: ModelProto) -> None:
+def _check_opset(proto: ModelProto, any_opset: bool) -> None:
     version = _opset(proto)
     if version is None:
         # A graph of nothing but custom operators needs no version of ONNX's own.
@@ -259,6 +259,8 @@ def _check_opset(proto: ModelProto) -> None:
                 "The model uses ONNX's own operators but names no version of them. Add an opset_import for "
                 f'the domain "" with a version from {OLDEST_OPSET} to {NEWEST_OPSET}.'
             )
+        return
+    if any_opset:
         return
     if version < OLDEST_OPSET:
         raise ModelError(

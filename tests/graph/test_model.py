@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemm.errors import ModelError
-from edgemm.graph import Model, from_bytes, from_proto, load
+from edgemm.graph import Model, check, from_bytes, from_proto, load
 from edgemm.graph import model as model_module
 from edgemm.types import TensorSpec
 
@@ -100,6 +100,16 @@ def test_an_old_opset_says_how_to_convert(opset: int) -> None:
 def test_a_new_opset_says_what_to_export() -> None:
     with pytest.raises(ModelError, match=r"opset 24.*opset_version=23"):
         graph_text.model("(float[3] x) => (float[3] y) { y = Relu(x) }", opset=24)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 24, 26])
+def test_any_opset_is_taken_to_be_checked(opset: int, tmp_path: Path) -> None:
+    proto = graph_text.proto("(float[3] x) => (float[3] y) { y = Relu(x) }", opset=opset)
+    onnx.save(proto, tmp_path / "m.onnx")
+    for model in (from_proto(proto, any_opset=True), load(tmp_path / "m.onnx", any_opset=True)):
+        report = check(model, "tensorrt")
+        assert (report.ok, report.findings[0].severity) == (True, "warning")
+        assert report.findings[0].reason == f"The model is written for opset {opset}; edgemm builds from 11 to 23."
 
 
 @pytest.mark.parametrize("opset", [11, 13, 17, 21, 23])

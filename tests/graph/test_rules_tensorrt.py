@@ -9,7 +9,7 @@ import re
 import graph_text
 import pytest
 
-from edgemm.graph import check
+from edgemm.graph import Model, check, from_proto
 from edgemm.graph.rules_tensorrt import RULES, UNSUPPORTED, UNSUPPORTED_RTX
 
 ATTENTION = (
@@ -19,6 +19,10 @@ ATTENTION = (
 
 def attention(dtype: str, size: int, attributes: str = "") -> str:
     return ATTENTION % (dtype, size, dtype, size, dtype, size, dtype, size, attributes)
+
+
+def model_of(body: str, opset: int) -> Model:
+    return from_proto(graph_text.proto(body, opset=opset), any_opset=True)
 
 
 FAILS = {
@@ -33,6 +37,18 @@ FAILS = {
     "a narrow dtype": ("(float[3] x) => (float8e4m3fn[3] y) { y = Cast <to = 17> (x) }", 21, "only QuantizeLinear"),
     "uint8 arithmetic": ("(uint8[3] x) => (uint8[3] y) { y = Add(x, x) }", 17, "does not compute in uint8"),
     "8-bit clip": ("(int8[3] x) => (int8[3] y) <int8 a = {1}> { y = Clip(x, a) }", 17, "no 8-bit integers"),
+    "mod of floats": ("(float[3] x) => (float[3] y) { y = Mod(x, x) }", 28, "sign of the dividend"),
+    "celu in half": ("(float16[3] x) => (float16[3] y) { y = Celu(x) }", 28, "Celu takes float32 only, not float16"),
+    "a ring": (
+        '(float[1, 1, 4, 5] c, float[1, 1, 1, 5] u, int64[1] i) => (float[1, 1, 4, 5] y) { y = TensorScatter <mode = "circular"> (c, u, i) }',
+        24,
+        "no mode circular",
+    ),
+    "a cache of rank 3": (
+        "(float[3, 4, 5] c, float[3, 2, 5] u, int64[3] i) => (float[3, 4, 5] y) { y = TensorScatter(c, u, i) }",
+        24,
+        "caches of rank 4, not 3",
+    ),
     "8-bit mod": ("(int8[3] x) => (int8[3] y) { y = Mod(x, x) }", 17, "Mod takes int32"),
     "live axes": ("(float[3, 4] x, int64[1] a) => (float[?, ?] y) { y = ReduceSum(x, a) }", 17, 'axes "a" depend'),
     "axes by Range": (
@@ -264,7 +280,7 @@ FAILS_ON_RTX = {
 def test_what_tensorrt_does_not_take_is_an_error_with_a_remedy(name: str) -> None:
     body, opset, words = FAILS[name]
     for engine in ("tensorrt", "tensorrt-rtx"):
-        report = check(graph_text.model(body, opset=opset), engine)
+        report = check(model_of(body, opset), engine)
         assert not report.ok
         assert any(words in finding.reason and finding.remedy for finding in report.findings), report.to_text()
 
@@ -272,7 +288,7 @@ def test_what_tensorrt_does_not_take_is_an_error_with_a_remedy(name: str) -> Non
 @pytest.mark.parametrize("name", FAILS_ON_RTX)
 def test_what_only_tensorrt_for_rtx_does_not_take(name: str) -> None:
     body, opset, words = FAILS_ON_RTX[name]
-    model = graph_text.model(body, opset=opset)
+    model = model_of(body, opset)
     report = check(model, "tensorrt-rtx")
     assert any(words in finding.reason and finding.remedy for finding in report.findings), report.to_text()
     assert check(model, "tensorrt").ok
@@ -281,7 +297,7 @@ def test_what_only_tensorrt_for_rtx_does_not_take(name: str) -> None:
 @pytest.mark.parametrize("name", BUILDS)
 def test_what_tensorrt_takes_is_fine(name: str) -> None:
     body, opset = BUILDS[name]
-    report = check(graph_text.model(body, opset=opset), "tensorrt-rtx")
+    report = check(model_of(body, opset), "tensorrt-rtx")
     assert report.ok, report.to_text()
 
 
@@ -312,7 +328,7 @@ def test_every_rule_has_a_graph_that_breaks_it() -> None:
     said = [
         finding.reason
         for body, opset, _ in (*FAILS.values(), *FAILS_ON_RTX.values())
-        for finding in check(graph_text.model(body, opset=opset), "tensorrt-rtx").findings
+        for finding in check(model_of(body, opset), "tensorrt-rtx").findings
     ]
     unbroken = [
         rule.reason
