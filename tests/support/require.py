@@ -18,6 +18,11 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         reason = f'needs {module} ({error}): pip install "edgemm[{extra}]"'
-        if extra in os.environ.get("EDGEMM_CI_REQUIRE", "").split(","):
+        if required(extra):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason, allow_module_level=True)
+
+
+def required(what: str) -> bool:
+    """True where the absence of `what` is a failure, not a skip: `EDGEMM_CI_REQUIRE` names it."""
+    return what in os.environ.get("EDGEMM_CI_REQUIRE", "").split(",")
