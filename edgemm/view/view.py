@@ -241,6 +241,8 @@ class View:
         with self._lock:
             points, self._fresh = self._fresh, []
             brief, self._brief = self._brief, False
+            if brief:
+                points = list(self._history)  # the page begins anew
         content = self._content(points)
         if brief and self._run is not None:
             content["config"] = _config(self._run)

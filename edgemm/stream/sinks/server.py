@@ -34,6 +34,9 @@ MAX_CLIENTS = 16
 PATIENCE_S = 5.0
 """A client that takes nothing for so long is cut off."""
 
+GOODBYE_S = 1.0
+"""And how long the end waits for clients to say goodbye."""
+
 BUFFER_BYTES = 1 << 16
 """What may wait in a connection's own buffer, beside the queue."""
 
@@ -168,7 +171,8 @@ class Server:
         self._stop = asyncio.Event()
         silent = logging.Logger("websockets")  # it would log every client that breaks off, with a traceback
         silent.addHandler(logging.NullHandler())
-        async with self._library.asyncio.server.serve(
+        loop = asyncio.get_running_loop()
+        server = await self._library.asyncio.server.serve(
             self._serve,
             self._asked.host,
             self._asked.port,
@@ -176,14 +180,19 @@ class Server:
             compression=None,
             max_size=1024,
             write_limit=BUFFER_BYTES,
-            close_timeout=1,
+            close_timeout=GOODBYE_S / 2,
             server_header=None,
             logger=silent,
-        ) as server:
-            self.address = Address(self._asked.host, server.sockets[0].getsockname()[1])
-            self._loop = asyncio.get_running_loop()
-            self._is_up.set()
-            await self._stop.wait()
+        )
+        self.address = Address(self._asked.host, server.sockets[0].getsockname()[1])
+        self._loop = loop
+        self._is_up.set()
+        await self._stop.wait()
+        server.close()
+        # Only for clients: browsers open connections ahead, and the server would wait for what they never say.
+        until_s = loop.time() + GOODBYE_S
+        while self._clients and loop.time() < until_s:
+            await asyncio.sleep(0.01)
 
     def _judge(self, connection: ServerConnection, request: Request) -> Response | None:
         """None to go on with the handshake of a WebSocket; a response to anything else."""

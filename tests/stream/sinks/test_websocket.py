@@ -218,6 +218,15 @@ def test_without_the_library_the_command_to_install_it(monkeypatch: pytest.Monke
         WebSocketSink(":0")
 
 
+def test_a_connection_that_never_speaks_does_not_delay_the_end() -> None:
+    sink = WebSocketSink(":0").__enter__()
+    with socket.create_connection(tuple(sink.url[5:-1].split(":"))), slow_client(sink.url):
+        until(lambda: sink.clients == 1)
+        begin = time.monotonic()
+        sink.__exit__(None, None, None)
+        assert time.monotonic() - begin < 3
+
+
 def test_what_a_client_says_does_no_harm() -> None:
     with WebSocketSink(":0") as sink:
         with connect(sink.url) as talker:
