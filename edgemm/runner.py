@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgemm import bundle as bundles
+from edgemm import rig
 from edgemm.bundle import Bundle
 from edgemm.engine.load import EngineName
 from edgemm.errors import UsageError
@@ -30,7 +31,7 @@ from edgemm.stream.frames import Event
 from edgemm.stream.results import Result, Summary
 from edgemm.stream.sinks.outlets import Outlets
 from edgemm.stream.sinks.protocol import Run, Sink, Snapshot
-from edgemm.stream.sources.protocol import LiveSource, Source
+from edgemm.stream.sources.protocol import LiveSource, RigSource, Source
 from edgemm.stream.sources.recording import Recording, RecordingWriter
 from edgemm.stream.spans import Recorder
 from edgemm.stream.tape import EndOfTape, ScriptClock, Tape, TapeClock
@@ -52,6 +53,7 @@ def run(
     mic: Device = None,
     camera: Device = None,
     pixel_format: str | None = None,
+    sync_offset: bool = True,
     clock: ClockName | None = None,
     record: str | Path | None = None,
     recording: str | Path | None = None,
@@ -76,7 +78,8 @@ def run(
 
     `mic` and `camera` are live: the recipe's sound comes from a microphone (its name or index), its pictures from a
     camera (`/dev/videoN`, N, a URL, `csi:N`, `gst:PIPELINE`, or a file, which is paced; V4L2 in `pixel_format`).
-    Streams that neither gives come from `input`. A device that goes away ends its stream until it is back.
+    Streams that neither gives come from `input`. A device that goes away ends its stream until it is back. What
+    `edgemm calibrate-sync` measured of the pair is taken off its times, unless `sync_offset` is False.
 
     `record` is a Matroska file to record a run on the wall clock to; `recording` is one to replay instead of any other
     input: the same engines give the same results, bit for bit, without latencies.
@@ -107,6 +110,8 @@ def run(
         outlets = stack.enter_context(Outlets(sinks, direct=not wall))
         for source in sources:
             stack.enter_context(source)
+        if sync_offset:
+            rig.apply(sources)
         infos = [info for source in sources for info in source.streams]
         tape = None if record is None else stack.enter_context(RecordingWriter(record, infos))
         timeline: Clock = WallClock() if wall else VirtualClock()
@@ -237,7 +242,13 @@ def _books(session: Session, sources: Sequence[Source]) -> Callable[[Mapping[str
 
 def _clocks(sources: Sequence[Source]) -> dict[str, ClockReport]:
     devices = [source for source in sources if isinstance(source, LiveSource)]
-    return {info.name: source.report() for source in devices for info in source.streams}
+    clocks: dict[str, ClockReport] = {}
+    for source in devices:
+        delays_ns = source.delays_ns if isinstance(source, RigSource) else {}
+        for info in source.streams:
+            report = source.report()
+            clocks[info.name] = replace(report, delay_ms=report.delay_ms + delays_ns.get(info.name, 0) / 1e6)
+    return clocks
 
 
 def replay(

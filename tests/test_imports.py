@@ -34,7 +34,9 @@ ALLOWED = {
     "builder": {*LOW, "recipe", "bundle", "graph", "quant", "engine", "calibration_data", "runner"},
     "session": {*LOW, "recipe", "bundle", "engine", "frontend", "stream"},
     "inputs": {*BASE, "recipe", "stream"},
-    "runner": {*BASE, "bundle", "engine", "stream", "inputs", "session"},
+    "rig": {*BASE, "stream"},
+    "calibrate_sync": {*BASE, "stream", "rig"},
+    "runner": {*BASE, "bundle", "engine", "stream", "rig", "inputs", "session"},
     "profiler": {*LOW, "recipe", "bundle", "engine", "stream", "inputs", "session", "runner"},
     "simulate": {*BASE, "bundle", "engine", "stream", "inputs", "session", "profiler"},
     "demo": {*BASE, "recipe", "bundle", "engine", "stream", "builder", "runner", "profiler"},
@@ -105,7 +107,10 @@ def test_vendors_in_their_place(inside: str, file: Path, part: str) -> None:
 
 def test_what_runs_on_a_device_needs_no_builder() -> None:
     for inside, file, part in modules():
-        if part in ("runner", "session", "inputs", "stream", "frontend", "bundle", "recipe") or inside == "engine/load.py":
+        if (
+            part in ("runner", "session", "inputs", "stream", "frontend", "bundle", "recipe")
+            or inside == "engine/load.py"
+        ):
             assert not parts_imported(file) & set(NOT_FOR_RUNNING), inside
 
 

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from edgemm import __version__
-from edgemm.cli import build, cache, check, demo, devices, doctor, inspect, profile, recipe, run, targets
+from edgemm.cli import (
+    build,
+    cache,
+    calibrate_sync,
+    check,
+    demo,
+    devices,
+    doctor,
+    inspect,
+    profile,
+    recipe,
+    run,
+    targets,
+)
 from edgemm.errors import EdgemmError
 
 # Plain help: with rich, `--help` takes three times as long.
@@ -33,6 +46,7 @@ app.command("check")(check.check)
 app.command("inspect")(inspect.inspect)
 app.command("recipe")(recipe.recipe)
 app.command("devices")(devices.devices)
+app.command("calibrate-sync")(calibrate_sync.calibrate_sync)
 app.command("doctor")(doctor.doctor)
 app.command("targets")(targets.targets)
 app.command("demo")(demo.demo)

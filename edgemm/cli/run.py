@@ -81,6 +81,9 @@ def run(
     pixel_format: Annotated[
         str | None, typer.Option(help="What a V4L2 camera sends: mjpeg, yuyv422, nv12.", metavar="FORMAT")
     ] = None,
+    sync_offset: Annotated[
+        bool, typer.Option(help="Take off what `edgemm calibrate-sync` measured of the microphone and the camera.")
+    ] = True,
     clock: Annotated[
         ClockChoice | None,
         typer.Option(help="wall (the default): as if live. virtual: as fast as possible, the same every time."),
@@ -210,6 +213,7 @@ def run(
         mic=mic_device or mic,
         camera=camera_device or camera,
         pixel_format=pixel_format,
+        sync_offset=sync_offset,
         clock=None if clock is None else clock.value,
         record=record,
         recording=replay,

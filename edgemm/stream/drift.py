@@ -38,7 +38,8 @@ class ClockReport:
     reconnects: int = 0
     """How often the source went away and came back."""
     delay_ms: float = 0.0
-    """A constant delay that was taken off its times: measured by `edgemm calibrate-sync`, or told by the camera."""
+    """A constant delay that was taken off its times: told by the sender's wall clock, or measured by
+    `edgemm calibrate-sync`."""
 
 
 class ClockFit:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from demo_decisions import DEMO, assert_same, build, file_decisions
+from live_rig import live_rig, pipewire, require_rig, require_v4l2
 
-PROGRAMS = ("pipewire", "wireplumber", "pw-v4l2", "gst-launch-1.0", "dbus-daemon")
-PACKAGES = "pipewire wireplumber pipewire-v4l2 gstreamer1.0-pipewire gstreamer1.0-tools gstreamer1.0-plugins-base dbus"
-
-if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
-    why = f"needs {', '.join(missing)}: apt-get install {PACKAGES}"
-    if os.environ.get("CI"):
-        pytest.fail(why, pytrace=False)
-    pytest.skip(why, allow_module_level=True)
+require_v4l2()
 
 WATCH = """
 import json, sys
@@ -49,42 +42,32 @@ print(json.dumps({"modes": [[m.pixel_format, m.width, m.height] for m in info.mo
 
 
 @contextmanager
-def pipewire(folder: Path, caps: str) -> Iterator[dict[str, str]]:
-    """A PipeWire of the test's own with a /dev/video0 of these GStreamer caps; gives the environment to use."""
-    folder.chmod(0o700)
-    bus = f"unix:path={folder}/bus"
-    environment = os.environ | {
-        "XDG_RUNTIME_DIR": str(folder),
-        "HOME": str(folder),
-        "DBUS_SESSION_BUS_ADDRESS": bus,
-    }
-    with ExitStack() as stack:
-
-        def start(*command: str) -> None:
-            quiet = subprocess.DEVNULL
-            process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-
-        start("dbus-daemon", "--session", "--nofork", f"--address={bus}")
-        start("pipewire")
-        time.sleep(1)
-        start("wireplumber")
-        time.sleep(2)
-        properties = "p,media.class=Video/Source,node.name=cam0,api.v4l2.path=/dev/video0,object.path=v4l2:/dev/video0"
-        start(
-            *("gst-launch-1.0", "-q", "videotestsrc", "is-live=true", "pattern=ball", "!"),
-            *(f"{caps},width=320,height=240,framerate=30/1", "!"),
-            *("pipewiresink", "mode=provide", f"stream-properties={properties}"),
+def ball(folder: Path, caps: str) -> Iterator[dict[str, str]]:
+    """A /dev/video0 of these GStreamer caps, on which a ball moves; gives the environment in which it is found."""
+    properties = "p,media.class=Video/Source,node.name=cam0,api.v4l2.path=/dev/video0,object.path=v4l2:/dev/video0"
+    with pipewire(folder) as environment:
+        source = subprocess.Popen(
+            [
+                *("gst-launch-1.0", "-q", "videotestsrc", "is-live=true", "pattern=ball", "!"),
+                *(f"{caps},width=320,height=240,framerate=30/1", "!"),
+                *("pipewiresink", "mode=provide", f"stream-properties={properties}"),
+            ],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        time.sleep(2)
-        yield environment
+        try:
+            time.sleep(2)
+            yield environment
+        finally:
+            source.kill()
+            source.wait()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("caps", "asked", "name"), [("YUY2", "yuyv422", "YUYV"), ("NV12", "nv12", "NV12")])
 def test_v4l2_in_its_formats(tmp_path: Path, caps: str, asked: str, name: str) -> None:
-    with pipewire(tmp_path, f"video/x-raw,format={caps}") as environment:
+    with ball(tmp_path, f"video/x-raw,format={caps}") as environment:
         done = subprocess.run(
             ["pw-v4l2", sys.executable, "-c", WATCH, "/dev/video0", asked],
             env=environment,
@@ -100,3 +83,41 @@ def test_v4l2_in_its_formats(tmp_path: Path, caps: str, asked: str, name: str) -
     assert seen["pictures"] > 20, "the ball moves"
     # By the picture's own timestamp, which is the machine's monotonic clock.
     assert 0 <= seen["age_ms"] < 30
+
+
+SECONDS, LEAD_S = 11.2, 9.0
+
+RUN = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+import edgemm
+from demo_decisions import made
+from edgemm.stream.sources.microphone import MicrophoneSource
+
+begun = {}
+
+def start(source, clock):
+    begun["ns"] = time.monotonic_ns() - clock.now_ns()
+    started(source, clock)
+
+started = MicrophoneSource.start
+MicrophoneSource.start = start
+live = edgemm.run(sys.argv[2], mic=True, camera="/dev/video0", duration_s=float(sys.argv[3]))
+live.check()
+print(json.dumps({"session_ns": begun["ns"], "clocks": sorted(live.clocks), "made": made(live.results)}))
+"""
+
+
+@pytest.mark.slow
+def test_the_demo_decides_on_a_microphone_and_a_v4l2_camera_as_on_the_file(tmp_path: Path) -> None:
+    require_rig()
+    bundle = build(tmp_path / "demo.edgemm")
+    with live_rig(DEMO / "clip.mkv", LEAD_S) as rig:
+        seconds = str(SECONDS + LEAD_S)
+        support = str(Path(__file__).parents[1] / "support")
+        done = rig.run(sys.executable, "-c", RUN, support, str(bundle), seconds)
+    assert done.returncode == 0, done.stderr
+    live = json.loads(done.stdout)
+    assert live["clocks"] == ["camera", "mic"]
+    results = [(time_ns, digit, match) for time_ns, digit, match in live["made"]]
+    assert_same(results, rig.begin_ns - live["session_ns"], SECONDS, file_decisions(bundle, SECONDS))

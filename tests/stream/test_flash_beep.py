@@ -20,7 +20,7 @@ SECOND = 10**9
 def filmed(
     fps: float, exposure_s: float, phase_s: float, *, seconds: float = 30.0, noise: float = 1.0, seed: int = 0
 ) -> tuple[list[int], list[float]]:
-    """Times (middle of the exposure) and means of what a camera sees of a screen that shows the clip at 60 per second."""
+    """Times (middle of the exposure) and means of what a camera sees of a screen that shows the clip."""
     random = np.random.default_rng(seed)
     shown = np.zeros(round(seconds * FPS))
     for at in schedule(seconds):

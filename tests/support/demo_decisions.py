@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import edgemm
@@ -15,6 +15,8 @@ from edgemm.stream.sources.protocol import AudioWant, VideoWant
 
 DEMO = Path(__file__).parents[2] / "calibration" / "av_digits"
 Decision = tuple[int, bool]
+Made = tuple[int, int, bool]
+"""Time of a result, digit, match."""
 
 
 def segments(seconds: float) -> list[dict[str, float]]:
@@ -29,18 +31,26 @@ def build(path: Path) -> Path:
     return path
 
 
-def decisions(results: Sequence[Result], begin_ns: int, chosen: Sequence[dict[str, float]]) -> list[Decision]:
-    """Digit and match of each segment: of the first result whose window lies within it."""
-    made = []
-    for segment in chosen:
-        first_ns = begin_ns + round(segment["decide_at_s"] * 1e9)
-        result = next(r for r in results if r.time_ns >= first_ns)
-        assert result.time_ns < begin_ns + round(segment["end_s"] * 1e9), "no result in time for a segment"
+def made(results: Iterable[Result]) -> list[Made]:
+    """Time, digit and match of each result."""
+    found: list[Made] = []
+    for result in results:
         digit, match = result.outputs["digit"], result.outputs["match"]
         assert isinstance(digit, Label)
         assert isinstance(match, Score)
-        made.append((digit.index, bool(match.above)))
-    return made
+        found.append((result.time_ns, digit.index, bool(match.above)))
+    return found
+
+
+def decisions(results: Sequence[Made], begin_ns: int, chosen: Sequence[dict[str, float]]) -> list[Decision]:
+    """Digit and match of each segment: of the first result whose window lies within it."""
+    found = []
+    for segment in chosen:
+        first_ns = begin_ns + round(segment["decide_at_s"] * 1e9)
+        time_ns, digit, match = next(result for result in results if result[0] >= first_ns)
+        assert time_ns < begin_ns + round(segment["end_s"] * 1e9), "no result in time for a segment"
+        found.append((digit, match))
+    return found
 
 
 class _Late(MediaSource):
@@ -64,16 +74,16 @@ def file_decisions(bundle: Path, seconds: float) -> list[set[Decision]]:
     for skip_ms in range(0, 100, 10):
         source = _Late(DEMO / "clip.mkv", [AudioWant("mic"), VideoWant("camera", "gray")])
         source.skip_ns = skip_ms * 10**6
-        results = edgemm.run(bundle, input=source, duration_s=seconds).results
-        for known, made in zip(found, decisions(results, 0, chosen), strict=True):
-            known.add(made)
+        results = made(edgemm.run(bundle, input=source, duration_s=seconds).results)
+        for known, decision in zip(found, decisions(results, 0, chosen), strict=True):
+            known.add(decision)
     return found
 
 
-def assert_same(live: Sequence[Result], begin_ns: int, seconds: float, from_file: Sequence[set[Decision]]) -> None:
+def assert_same(live: Sequence[Made], begin_ns: int, seconds: float, from_file: Sequence[set[Decision]]) -> None:
     """Live decisions are those of the file. In few segments it matters where in a hop the steps fall: chance."""
     assert sum(len(known) == 1 for known in from_file) >= 0.7 * len(from_file)
-    made = decisions(live, begin_ns, segments(seconds))
-    assert len(made) == len(from_file)
-    for segment, decision, known in zip(segments(seconds), made, from_file, strict=True):
+    found = decisions(live, begin_ns, segments(seconds))
+    assert len(found) == len(from_file)
+    for segment, decision, known in zip(segments(seconds), found, from_file, strict=True):
         assert decision in known, segment

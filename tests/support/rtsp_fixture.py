@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgemm.stream.flash_beep import FPS, chirp, schedule
+
 SERVER = Path(__file__).parent / "rtsp_server.py"
 RATE_HZ = 16000
 PACKAGES = "gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good libgirepository1.0-dev libcairo2-dev pkg-config"
@@ -122,12 +124,15 @@ def write_clip(
         container.mux(audio.encode())
 
 
-def read_clip(path: Path, seconds: float) -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int16]]:
-    """The gray pictures and the sound (16 kHz) of the first `seconds` of a file."""
+def read_clip(
+    path: Path, seconds: float = float("inf")
+) -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int16], int]:
+    """The gray pictures, the sound (16 kHz) and the pictures per second of the first `seconds` of a file."""
     pictures: list[npt.NDArray[np.uint8]] = []
     parts: list[npt.NDArray[np.int16]] = []
     resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE_HZ)
     with av.open(str(path)) as container:
+        fps = round(container.streams.video[0].average_rate)
         for frame in container.decode(container.streams.video[0], container.streams.audio[0]):
             if frame.time is not None and frame.time >= seconds:
                 break
@@ -136,8 +141,9 @@ def read_clip(path: Path, seconds: float) -> tuple[list[npt.NDArray[np.uint8]], 
             else:
                 parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
     parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
-    sound = np.concatenate(parts)[: round(seconds * RATE_HZ)]
-    return pictures, np.pad(sound, (0, round(seconds * RATE_HZ) - len(sound)))
+    count = len(pictures) * RATE_HZ // fps
+    sound = np.concatenate(parts)[:count]
+    return pictures, np.pad(sound, (0, count - len(sound))), fps
 
 
 def wait_for(condition: object, seconds: float) -> bool:
@@ -149,3 +155,18 @@ def wait_for(condition: object, seconds: float) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def write_flashes(path: Path, offset_ms: float, seconds: float, lead_s: float = 0.0) -> None:
+    """A flash-and-beep clip of 25 pictures a second whose beeps come `offset_ms` after the flashes, as the server
+    serves it; before it `lead_s` of darkness and silence."""
+    wave = (chirp(RATE_HZ) * 20000).astype(np.int16)
+    sound = np.zeros(round((seconds + lead_s) * RATE_HZ), np.int16)
+    lit: set[int] = set()
+    for at in schedule(seconds):
+        first = round((at / FPS + lead_s) * 25)
+        lit |= {first, first + 1, first + 2}
+        begin = round((first / 25 + offset_ms / 1e3) * RATE_HZ)
+        sound[begin : begin + len(wave)] = wave
+    count = round((seconds + lead_s) * 25)
+    write_clip(path, (np.full((120, 160), 200 if n in lit else 20, np.uint8) for n in range(count)), sound)

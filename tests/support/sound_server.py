@@ -32,17 +32,24 @@ def require_sound() -> None:
 
 
 class SoundServer:
-    """A running PulseAudio; what is played to it is heard by the default microphone."""
+    """A running PulseAudio; what is played to it is heard by the default microphone.
 
-    def __init__(self, folder: Path) -> None:
+    With `fifo` the microphone hears, instead, what is written to the FIFO of this name in `folder`, when it is written.
+    """
+
+    def __init__(self, folder: Path, *, fifo: bool = False) -> None:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+        pipe = (
+            f"load-module module-pipe-source source_name=pipe file={folder}/fifo format=s16le rate=16000 channels=1\n"
+            "set-default-source pipe\n"
+        )
         (folder / "default.pa").write_text(
             f"load-module module-native-protocol-unix auth-anonymous=1 socket={folder}/native\n"
             # Without norewinds a player's start damages what the monitor has already given.
             "load-module module-null-sink sink_name=feed format=s16le rate=16000 channels=1 channel_map=mono "
             "norewinds=1\n"
-            "set-default-sink feed\nset-default-source feed.monitor\n"
+            "set-default-sink feed\nset-default-source feed.monitor\n" + (pipe if fifo else "")
         )
         (folder / "asound.conf").write_text('pcm.!default { type pulse hint { show on description "mic" } }\n')
         self.environment = {

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgemm.errors import SourceError
 from edgemm.stream.drift import ClockFit, ClockReport
 from edgemm.stream.frames import Color, Event, Lost, StreamInfo, VideoFrame, ns
-from edgemm.stream.sources.protocol import LiveSource, VideoWant
+from edgemm.stream.sources.protocol import RigSource, VideoWant
 from edgemm.stream.sources.reopening import ReopeningSource
 
 PRIME_NS = 300_000_000
@@ -87,7 +87,7 @@ class CameraSource(ReopeningSource):
 
     def report(self) -> ClockReport:
         """How the camera's timestamps ran against the machine's clock."""
-        return ClockReport(self._fit.drift_ppm, self._fit.jitter_ns / 1e6, self._reconnects, self.delay_ns / 1e6)
+        return ClockReport(self._fit.drift_ppm, self._fit.jitter_ns / 1e6, self._reconnects)
 
     def _connect(self) -> tuple[StreamInfo, ...]:
         info = self._reader.open()
@@ -99,6 +99,7 @@ class CameraSource(ReopeningSource):
 
     def _frames(self, *, broken: bool) -> Generator[Event, None, str]:
         name = self._want.name
+        offset_ns = self._offset_ns + self.delays_ns.get(name, 0)
         primed_ns = time.monotonic_ns() + PRIME_NS
         last_pts: int | None = None
         last_ns = -1
@@ -110,7 +111,7 @@ class CameraSource(ReopeningSource):
             if shot is None:
                 return f"{self._reader.name} has ended"
             if shot.pts is None:
-                capture_ns = shot.host_ns - self._offset_ns
+                capture_ns = shot.host_ns - offset_ns
             else:
                 source_ns = ns(shot.pts, shot.time_base)
                 if last_pts is not None and self._jumped(shot.pts, last_pts, source_ns, shot.host_ns):
@@ -119,7 +120,7 @@ class CameraSource(ReopeningSource):
                 self._fit.observe(source_ns, shot.host_ns)
                 # A picture was not captured after it arrived, whatever the fit still has to learn.
                 capture_ns = shot.host_ns if shot.exact else min(self._fit.map(source_ns), shot.host_ns)
-                capture_ns -= self._offset_ns
+                capture_ns -= offset_ns
                 if last_pts is not None and shot.pts > last_pts:
                     # While the fit finds the earliest arrivals it moves back; pictures in order stay so.
                     capture_ns = max(capture_ns, last_ns + 1)
@@ -140,7 +141,7 @@ class CameraSource(ReopeningSource):
         return pts <= last_pts or abs(host_ns - self._fit.map(source_ns)) > JUMP_NS
 
 
-def open_camera(device: str | int | None, want: VideoWant, mode: CameraMode | None = None) -> LiveSource:
+def open_camera(device: str | int | None, want: VideoWant, mode: CameraMode | None = None) -> RigSource:
     """The camera that `device` names, not yet entered.
 
     A number or `/dev/videoN` is a V4L2 device, None the first; `scheme://...` is a URL that FFmpeg reads; `csi:N` and

@@ -27,7 +27,7 @@ from edgemm.stream.drift import ClockFit, ClockReport
 from edgemm.stream.frames import End, Event, StreamInfo
 from edgemm.stream.sources.level import Level, LevelMeter
 from edgemm.stream.sources.network import NetworkSource
-from edgemm.stream.sources.protocol import AudioWant, LiveSource
+from edgemm.stream.sources.protocol import AudioWant, RigSource
 from edgemm.stream.sources.reopening import RETRY_S
 from edgemm.stream.sources.sample_ring import Block, SampleRing
 from edgemm.stream.sources.sound_frames import BLOCKS_PER_SECOND, SoundFrames
@@ -68,7 +68,7 @@ def microphones() -> list[MicrophoneInfo]:
         audio.terminate()
 
 
-def open_microphone(device: str | int | None, want: AudioWant) -> LiveSource:
+def open_microphone(device: str | int | None, want: AudioWant) -> RigSource:
     """The microphone that `device` names, not yet entered: an index, a part of a name, None for the default one; or a
     URL that FFmpeg reads."""
     if isinstance(device, str) and "://" in device:
@@ -101,8 +101,7 @@ class MicrophoneSource:
         self._meter = LevelMeter("The microphone")
         self.identity = ""
         """What names the device for good; known once it is open."""
-        self.delay_ns = 0
-        """How much later than the rest of the rig the microphone stamps its sound; taken off. Set it before `start`."""
+        self.delays_ns: dict[str, int] = {}
         self.streams: tuple[StreamInfo, ...] = (StreamInfo(want.name, "audio", rate_hz=want.rate_hz),)
 
     def __enter__(self) -> MicrophoneSource:
@@ -118,7 +117,7 @@ class MicrophoneSource:
 
     def start(self, clock: Clock) -> None:
         """Tell times by `clock` from now on."""
-        self._offset_ns = time.monotonic_ns() - clock.now_ns() + self.delay_ns
+        self._offset_ns = time.monotonic_ns() - clock.now_ns() + self.delays_ns.get(self._want.name, 0)
 
     def stop(self) -> None:
         """Let iterating end within a tenth of a second."""
@@ -131,7 +130,7 @@ class MicrophoneSource:
 
     def report(self) -> ClockReport:
         """How the device's crystal ran against the machine's clock."""
-        return ClockReport(self._fit.drift_ppm, self._fit.jitter_ns / 1e6, self._reconnects, self.delay_ns / 1e6)
+        return ClockReport(self._fit.drift_ppm, self._fit.jitter_ns / 1e6, self._reconnects)
 
     def __iter__(self) -> Iterator[Event]:
         if self._ring is None:

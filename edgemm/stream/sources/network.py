@@ -88,8 +88,7 @@ class NetworkSource(ReopeningSource):
 
     def report(self) -> ClockReport:
         """How the sender's clock ran against the machine's."""
-        delay_ns = self.delay_ns + self._transport_ns
-        return ClockReport(self._fit.drift_ppm, self._fit.jitter_ns / 1e6, self._reconnects, delay_ns / 1e6)
+        return ClockReport(self._fit.drift_ppm, self._fit.jitter_ns / 1e6, self._reconnects, self._transport_ns / 1e6)
 
     def _connect(self) -> tuple[StreamInfo, ...]:
         import av
@@ -219,10 +218,12 @@ class NetworkSource(ReopeningSource):
                     other.cut()
             self._fit.observe(end_ns, arrived_ns)
 
+        offset_ns = self._offset_ns + self.delays_ns.get(track.info.name, 0)
+
         def place(source_ns: int, length_ns: int) -> int:
             # Nothing was captured after it arrived, whatever the fit still has to learn.
             captured_ns = self._fit.map(source_ns) - self._transport_ns
-            return min(captured_ns, arrived_ns - length_ns) - self._offset_ns
+            return min(captured_ns, arrived_ns - length_ns) - offset_ns
 
         yield from track.events(packet, place, arrived_ns - self._offset_ns)
 

@@ -71,3 +71,15 @@ class LiveSource(Source, Protocol):
 
     def report(self) -> ClockReport:
         """How its clock ran until now."""
+
+
+@runtime_checkable
+class RigSource(LiveSource, Protocol):
+    """A live source that belongs to a rig whose constant offset can be measured, and taken off."""
+
+    delays_ns: dict[str, int]
+    """By stream: how much later than the rest of the rig its frames are stamped; taken off. Set it before `start`."""
+
+    @property
+    def identity(self) -> str:
+        """What names the device for good, as far as can be known; known once it is entered."""

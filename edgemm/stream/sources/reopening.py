@@ -30,8 +30,7 @@ class ReopeningSource:
     def __init__(self, name: str, streams: tuple[StreamInfo, ...]) -> None:
         self.name = name
         self.streams = streams
-        self.delay_ns = 0
-        """How much later than the rest of the rig this source stamps its frames; taken off. Set it before `start`."""
+        self.delays_ns: dict[str, int] = {}
         self._offset_ns = 0
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -61,7 +60,7 @@ class ReopeningSource:
 
     def start(self, clock: Clock) -> None:
         """Tell times by `clock` from now on."""
-        self._offset_ns = time.monotonic_ns() - clock.now_ns() + self.delay_ns
+        self._offset_ns = time.monotonic_ns() - clock.now_ns()
 
     def stop(self) -> None:
         """Let iterating end with the next frame, or when reading gives up waiting for one."""
