@@ -5,7 +5,7 @@ The defaults are Kaldi's (`compute-fbank-feats`, `compute-mfcc-feats`) at 16 kHz
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import isfinite
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -102,7 +102,9 @@ class SpectrumOptions:
 
     def as_log_mel(self) -> LogMelOptions:
         """The same frames, window and spectrum in the terms of a log-mel; its filterbank means nothing."""
-        return LogMelOptions(remove_dc=False, preemphasis=0.0, n_mels=self.bins, low_hz=0.0, **vars(self))
+        # Not vars(self): what is left at its default need not be in the instance.
+        same = {each.name: getattr(self, each.name) for each in fields(self)}
+        return LogMelOptions(remove_dc=False, preemphasis=0.0, n_mels=self.bins, low_hz=0.0, **same)
 
 
 @dataclass(frozen=True)
