@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Collection
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -135,15 +136,17 @@ def train_audio(words: Words, rng: np.random.Generator) -> tuple[np.ndarray, int
     return log_mel(np.clip(noise.mix(window, active, background, snr), -1, 1)), digit
 
 
-def test_audio(words: Words, digit: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One word at a drawn place and level, in every noise condition (same place, same noise)."""
+def test_audio(
+    words: Words, digit: int, rng: np.random.Generator, conditions: Collection[str]
+) -> dict[str, np.ndarray]:
+    """One word at a drawn place and level, in each of the noise conditions (same place, same noise)."""
     word = words.draw(digit, rng)
     start = int(rng.integers(0, SPAN_SAMPLES - word.size + 1))
     window = place(word, start) * 10 ** (rng.uniform(-15, -3) / 20)
     background = noise.noise(str(rng.choice(noise.KINDS)), SPAN_SAMPLES, rng, words.babble)
     active = window[start : start + word.size]
     return {
-        name: log_mel(np.clip(noise.mix(window, active, background, snr), -1, 1)) for name, snr in TEST_SNR_DB.items()
+        name: log_mel(np.clip(noise.mix(window, active, background, TEST_SNR_DB[name]), -1, 1)) for name in conditions
     }
 
 
@@ -223,7 +226,7 @@ def make_test(out: Path, count: int, seed: int) -> None:
     images, labels = pictures.glyphs("test")
     by_digit = [np.flatnonzero(labels == d) for d in range(10)]
     digits = np.arange(count) % 10
-    sounds = [test_audio(words, int(d), rng) for d in digits]
+    sounds = [test_audio(words, int(d), rng, TEST_SNR_DB) for d in digits]
     films = [test_video(images, by_digit, int(d), rng) for d in digits]
     np.savez(out / "audio_test.npz", label=digits, **{c: np.stack([s[c] for s in sounds]) for c in TEST_SNR_DB})
     np.savez(
