@@ -36,6 +36,7 @@ ALLOWED = {
     "inputs": {*BASE, "recipe", "stream"},
     "rig": {*BASE, "stream"},
     "calibrate_sync": {*BASE, "stream", "rig"},
+    "view": {*BASE, "recipe", "frontend", "stream"},
     "runner": {*BASE, "bundle", "engine", "stream", "rig", "inputs", "session"},
     "profiler": {*LOW, "recipe", "bundle", "engine", "stream", "inputs", "session", "runner"},
     "simulate": {*BASE, "bundle", "engine", "stream", "inputs", "session", "profiler"},
@@ -56,6 +57,9 @@ VENDORS = {
     "av": ("stream/sources/",),
     "gi": ("stream/sources/",),
     "cv2": ("frontend/opencv.py",),
+    "websockets": ("stream/sinks/server.py",),
+    "paho": ("stream/sinks/mqtt.py",),
+    "prometheus_client": ("stream/sinks/metrics.py",),
     "typer": ("cli/",),
     "rich": ("cli/", "stream/sinks/console.py"),
 }
