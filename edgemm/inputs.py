@@ -28,7 +28,7 @@ def open_sources(
     input: Media | Mapping[str, Media] | None,
     *,
     mic: Device = None,
-    camera: Device = None,
+    camera: Device | Mapping[str, Device] = None,
     pixel_format: str | None = None,
     fps: float = 25.0,
 ) -> list[Source]:
@@ -49,7 +49,15 @@ def open_sources(
             camera = None
         else:
             devices.append(open_microphone(None if mic is True else mic, sound))
-    if camera is not None and camera is not False:
+    if isinstance(camera, Mapping):
+        for name, device in camera.items():
+            named = [want for want in wants if isinstance(want, VideoWant) and want.name == name]
+            if not named:
+                cameras = ", ".join(want.name for want in wants if isinstance(want, VideoWant)) or "none"
+                raise UsageError(f'A camera was given for "{name}"; the recipe\'s models read the cameras: {cameras}.')
+            devices.append(_camera(recipe, named[0], None if device is True else device, pixel_format))
+            wants.remove(named[0])
+    elif camera is not None and camera is not False:
         video = _only([want for want in wants if isinstance(want, VideoWant)], "camera", "picture")
         devices.append(_camera(recipe, video, None if camera is True else camera, pixel_format))
         wants.remove(video)
@@ -146,7 +154,7 @@ def stream_wants(recipe: Recipe) -> list[Want]:
     entries = [entry for name in streamed(recipe) for entry in recipe.models[name].inputs.values()]
     wants: list[Want] = []
     for name, stream in recipe.streams.items():
-        readers = [entry for entry in entries if entry.stream == name]
+        readers = [entry for entry in entries if name in entry.reads]
         if not readers:
             continue
         if isinstance(stream, AudioStream):

@@ -120,6 +120,8 @@ class Input(_Node, frozen=True):
     """
 
     stream: str | None = None
+    streams: list[str] = []
+    """Several cameras instead of one stream: their pictures lie side by side on the tensor's first axis, the batch."""
     source: str | None = msgspec.field(default=None, name="from")
     """"model.output" of a model that stands earlier in the recipe."""
     value: float | int | list[float | int] | None = None
@@ -134,6 +136,12 @@ class Input(_Node, frozen=True):
     mfcc: MfccOptions | None = None
     spectrum: SpectrumOptions | None = None
     image: ImageOptions | None = None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The streams that it reads."""
+        return (self.stream,) if self.stream is not None else tuple(self.streams)
+
     in_graph: bool = False
     """True: the build moves the log-mel or MFCC front end into the graph, which then takes sound."""
 
@@ -238,13 +246,29 @@ class TensorRT(_Node, frozen=True):
     """True: attention in fp16 that the graph spells out is fused into one operator, and so run by edgemm's kernel."""
 
 
+class Degrade(_Node, frozen=True):
+    """What a model makes do with when the engine is too slow for what the recipe asks."""
+
+    every: PositiveInt = 1
+    """Make every n-th step only."""
+    precision: Annotated[str, msgspec.Meta(pattern="^(fp32|fp16|int8|int4|fp8)$")] | None = None
+    """Another precision that the bundle holds."""
+    model: str | None = None
+    """A smaller model of the recipe, without a hop of its own, with the same inputs and outputs."""
+
+    def __str__(self) -> str:
+        rate = [f"every {self.every}"] if self.every > 1 else []
+        return ", ".join([*rate, *(what for what in (self.model, self.precision) if what is not None)])
+
+
 class Model(_Node, frozen=True):
     """One ONNX model in the stream."""
 
     file: str
     """Path of the ONNX file, relative to the recipe."""
     hop: Duration | None = None
-    """Time from one step to the next. None: the model is not streamed (it can be built and profiled)."""
+    """Time from one step to the next, or pictures ("1 frames": a step with each picture). None: the model is
+    not streamed (it can be built and profiled)."""
     inputs: dict[str, Input] = {}
     state: list[State] = []
     outputs: dict[str, Output] = {}
@@ -259,6 +283,10 @@ class Model(_Node, frozen=True):
     keep_float: list[str] = []
     """Names of nodes that are never quantized or converted to fp16."""
     priority: int = 0
+    deadline: Duration | None = None
+    """Overrides the schedule's for this model."""
+    degrade: list[Degrade] = []
+    """Modes for when the engine is too slow, the first to be taken first."""
     tensorrt: TensorRT | None = None
     """What differs from the recipe's own [tensorrt] for this model; once read, with the rest filled in from there."""
 
@@ -491,13 +519,21 @@ def _problems(recipe: Recipe) -> Iterator[Problem]:
                     )
         if model.hold is not None and model.when is None:
             yield (*path, "hold"), "a hold time without a gate: add when, or remove hold"
-        streamed = [e for e in model.inputs.values() if e.stream is not None]
+        streamed = [e for e in model.inputs.values() if e.reads]
         if streamed and model.hop is None:
             yield path, 'an input comes from a stream but hop is missing: say how often to step, e.g. hop = "100 ms"'
         if model.hop is not None and model.hop.unit == "frames":
-            yield (*path, "hop"), f'expected a time or samples, found "{model.hop}"'
+            sounds = [e.stream for e in streamed if isinstance(recipe.streams.get(e.stream or ""), AudioStream)]
+            if model.hop.value.denominator != 1:
+                yield (*path, "hop"), f'expected a whole number of pictures, found "{model.hop}"'
+            elif sounds or not streamed:
+                yield (
+                    (*path, "hop"),
+                    f'"{model.hop}" counts pictures, for a model that reads cameras only: expected a time or samples',
+                )
         if model.hop is not None and model.hop.unit == "samples" and _rate(recipe, model) is None:
             yield (*path, "hop"), f'"{model.hop}" needs exactly one audio stream among the inputs, to know its rate'
+        yield from _degrade_problems(recipe, model, path)
         for key, value in model.dims.items():
             sizes = value if isinstance(value, list) else [value]
             triples = [sizes[i : i + 3] for i in range(0, len(sizes), 3)]
@@ -507,14 +543,31 @@ def _problems(recipe: Recipe) -> Iterator[Problem]:
         seen.append(name)
 
 
+def _degrade_problems(recipe: Recipe, model: Model, path: tuple[str, ...]) -> Iterator[Problem]:
+    if model.degrade and model.hop is None:
+        yield (*path, "degrade"), "degraded modes are for a model that steps by itself: this one has no hop"
+    for mode in model.degrade:
+        if not str(mode):
+            yield (*path, "degrade"), "expected every, precision or model in each mode, e.g. { every = 2 }"
+        if mode.model is None:
+            continue
+        other = recipe.models.get(mode.model)
+        if other is None:
+            yield (*path, "degrade"), f'no model "{mode.model}", expected one of: {_names(recipe.models)}'
+        elif other.hop is not None or other.inputs:
+            yield (
+                (*path, "degrade"),
+                f'"{mode.model}" takes over the inputs of another model: expected one without hop and inputs',
+            )
+
+
 def _input_problems(
     recipe: Recipe, model: Model, entry: Input, seen: Sequence[str], path: tuple[str, ...]
 ) -> Iterator[Problem]:
-    origins = [
-        k for k, v in (("stream", entry.stream), ("from", entry.source), ("value", entry.value)) if v is not None
-    ]
+    found = {"stream": entry.stream, "streams": entry.streams or None, "from": entry.source, "value": entry.value}
+    origins = [key for key, value in found.items() if value is not None]
     if len(origins) != 1:
-        yield path, f"expected one of stream, from or value, found {' and '.join(origins) or 'none'}"
+        yield path, f"expected one of stream, streams, from or value, found {' and '.join(origins) or 'none'}"
         return
     if entry.in_graph and entry.log_mel is None and entry.mfcc is None:
         yield (*path, "in_graph"), "only a log_mel or mfcc front end can move into the graph, and there is none"
@@ -524,15 +577,25 @@ def _input_problems(
             yield (*path, "from"), f'"{entry.source}": expected a model that stands earlier: {_names(seen)}'
         elif not output:
             yield (*path, "from"), f'expected "model.output", found "{entry.source}"'
-    if entry.stream is None:
+    if not entry.reads:
         for key in ("window", "spacing", "log_mel", "mfcc", "spectrum", "image"):
             if getattr(entry, key) is not None:
                 yield (*path, key), f"{key} belongs to an input with a stream"
         return
-    stream = recipe.streams.get(entry.stream)
-    if stream is None:
-        yield (*path, "stream"), f'no stream "{entry.stream}", expected one of: {_names(recipe.streams)}'
-        return
+    for name in entry.reads:
+        if name not in recipe.streams:
+            yield (*path, origins[0]), f'no stream "{name}", expected one of: {_names(recipe.streams)}'
+            return
+    if entry.streams:
+        sounds = [name for name in entry.streams if isinstance(recipe.streams[name], AudioStream)]
+        if sounds:
+            yield (*path, "streams"), f'"{sounds[0]}" is sound, expected cameras: they alone can be a batch'
+        if len(set(entry.streams)) != len(entry.streams):
+            yield (*path, "streams"), "a camera is named twice"
+        counts = {len(other.streams) for other in model.inputs.values() if other.streams}
+        if len(counts) > 1:
+            yield (*path, "streams"), "the inputs of one model have batches of different sizes"
+    stream = recipe.streams[entry.reads[0]]
     if isinstance(stream, AudioStream):
         yield from _audio_problems(stream, entry, path)
     else:
@@ -605,11 +668,16 @@ def streamed(recipe: Recipe) -> list[str]:
     """The models that a run steps: those that read a stream, and those that take the outputs of such."""
     names: list[str] = []
     for name, model in recipe.models.items():
-        reads = any(entry.stream is not None for entry in model.inputs.values())
+        reads = any(entry.reads for entry in model.inputs.values())
         takes = any(entry.source is not None for entry in model.inputs.values())
         if (reads and model.hop is not None) or (takes and not reads):
             names.append(name)
     return names
+
+
+def hop_pictures(model: Model) -> int:
+    """How many pictures lie between two steps; 0 if the hop is a time."""
+    return int(model.hop.value) if model.hop is not None and model.hop.unit == "frames" else 0
 
 
 def hop_ns(recipe: Recipe, name: str) -> Fraction:

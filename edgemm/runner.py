@@ -51,7 +51,7 @@ def run(
     *,
     input: Media | Mapping[str, Media] | None = None,
     mic: Device = None,
-    camera: Device = None,
+    camera: Device | Mapping[str, Device] = None,
     pixel_format: str | None = None,
     sync_offset: bool = True,
     clock: ClockName | None = None,
@@ -77,7 +77,8 @@ def run(
     "wall" where a source is live.
 
     `mic` and `camera` are live: the recipe's sound comes from a microphone (its name or index), its pictures from a
-    camera (`/dev/videoN`, N, a URL, `csi:N`, `gst:PIPELINE`, or a file, which is paced; V4L2 in `pixel_format`).
+    camera (`/dev/videoN`, N, a URL, `csi:N`, `gst:PIPELINE`, or a file, which is paced; V4L2 in `pixel_format`); a
+    mapping gives a camera to each of several streams.
     Streams that neither gives come from `input`. A device that goes away ends its stream until it is back. What
     `edgemm calibrate-sync` measured of the pair is taken off its times, unless `sync_offset` is False.
 

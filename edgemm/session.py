@@ -30,6 +30,7 @@ from edgemm.kernels.log_mel import DELTA_REACH, window_offset
 from edgemm.options import ImageOptions, LogMelOptions, MfccOptions, SpectrumOptions
 from edgemm.recipe import (
     AudioStream,
+    Degrade,
     Embedding,
     Input,
     Model,
@@ -37,6 +38,7 @@ from edgemm.recipe import (
     Recipe,
     VideoStream,
     hop_ns,
+    hop_pictures,
     streamed,
     window_frames,
 )
@@ -46,10 +48,10 @@ from edgemm.stream.clock import Clock, VirtualClock
 from edgemm.stream.decode import Decoded, Decoder, decoder, score_of
 from edgemm.stream.frames import AudioChunk, End, Event, Lost, StreamInfo
 from edgemm.stream.results import Latency, Result, Summary
-from edgemm.stream.scheduler import ModelPlan, Scheduler, Step, StreamPlan
+from edgemm.stream.scheduler import DegradedMode, ModelPlan, Scheduler, Step, StreamPlan
 from edgemm.stream.spans import Recorder
 from edgemm.stream.sync import AudioNeed, VideoNeed
-from edgemm.stream.windows import AudioWindow, HeldInput, PictureTrack, SoundTrack, VideoWindow
+from edgemm.stream.windows import AudioWindow, HeldInput, PictureTrack, SoundTrack, VideoWindow, batch_tensor
 from edgemm.types import Array, Tensors, TensorSpec
 
 OnFeeds = Callable[[str, Tensors], None]
@@ -69,13 +71,26 @@ BOOKS_EVERY = 64
 def open_engines(
     bundle: Bundle, *, engine: EngineName = "auto", precision: str = "auto", threads: int = 1
 ) -> Iterator[dict[str, Engine]]:
-    """The entered engines of the models that a run steps, by model."""
+    """The entered engines of the models that a run steps, by model; those of degraded modes by `mode_key`."""
     with ExitStack() as stack:
         engines: dict[str, Engine] = {}
         for name in streamed(bundle.recipe):
             choice = choose(bundle, name, engine=engine, precision=precision, threads=threads)
             engines[name] = stack.enter_context(choice.engine)
+            for mode in bundle.recipe.models[name].degrade:
+                key = mode_key(name, mode)
+                if key not in engines:
+                    choice = choose(
+                        bundle, mode.model or name, engine=engine, precision=mode.precision or "auto", threads=threads
+                    )
+                    engines[key] = stack.enter_context(choice.engine)
         yield engines
+
+
+def mode_key(name: str, mode: Degrade) -> str:
+    """Under which name a session looks for the engine of a degraded mode: the model's own if only its rate changes."""
+    parts = [part for part in (mode.model, mode.precision) if part is not None]
+    return ":".join([name, *parts])
 
 
 class Session:
@@ -117,6 +132,7 @@ class Session:
             if name not in engines:
                 raise RecipeError(f'No engine was given for the model "{name}".')
             self._runners[name] = self._runner(name, engines[name])
+            self._add_modes(self._runners[name], engines)
         self._scheduler = Scheduler(
             [self._stream_plan(name, streams) for name in self._stream_names()],
             [self._model_plan(runner) for runner in self._runners.values()],
@@ -127,7 +143,8 @@ class Session:
         self._seen: Counter[str] = Counter()
         self._last_ns = 0
         for runner in self._runners.values():
-            runner.engine.reset()
+            for engine in runner.engines:
+                engine.reset()
 
     # Frame by frame, in virtual time.
 
@@ -239,7 +256,8 @@ class Session:
     def _make(self, step: Step, begun_ns: int) -> Result:
         # Every line runs on caches that the last inference has emptied: what can be worked out before, is.
         runner = self._runners[step.model]
-        engine = runner.engine
+        mode = step.mode
+        engine = runner.engine if not mode else runner.engines[runner.modes[mode - 1].engine]
         now = time.perf_counter_ns
         t0 = now()
         if step.reset is not None:
@@ -256,7 +274,7 @@ class Session:
         t2 = now()
         raw = engine.run(runner.tensors)
         t3 = now()
-        outputs = {name: decode(raw[name]) for name, decode in runner.decoders}
+        outputs = {key: decode(raw[name]) for key, name, decode in runner.decoders}
         if runner.consumers:
             for consumer, input_name, held, name in runner.consumers:
                 held.fill(raw[name])
@@ -299,6 +317,7 @@ class Session:
             step.reset,
             step.skipped,
             engine.fallback,
+            runner.modes[mode - 1].name if mode else None,
         )
 
     def _record(self, to: Recorder, step: Step, begun_ns: int, t: tuple[int, int, int, int, int]) -> None:
@@ -313,7 +332,10 @@ class Session:
 
     def _stream_names(self) -> list[str]:
         used = {
-            entry.stream for name in self._runners for entry in self.recipe.models[name].inputs.values() if entry.stream
+            stream
+            for name in self._runners
+            for entry in self.recipe.models[name].inputs.values()
+            for stream in entry.reads
         }
         return [name for name in self.recipe.streams if name in used]
 
@@ -360,9 +382,8 @@ class Session:
                 runner.tensors[input_name] = held.tensor
                 runner.feeds.append(feed)
                 feed.consumers.append((runner, input_name, held, output))
-            elif isinstance(self.recipe.streams[entry.stream or ""], VideoStream):
-                video = self._video_window(entry, model, runner, spec)
-                runner.tensors[input_name] = video.tensor
+            elif isinstance(self.recipe.streams[entry.reads[0]], VideoStream):
+                runner.tensors[input_name] = self._video_tensor(entry, model, runner, spec)
             else:
                 key, need = self._sounds.need(entry)
                 track = self._sounds.track(key)
@@ -378,11 +399,14 @@ class Session:
                     f'The recipe decodes "{output}", but the model "{name}" has the outputs: '
                     f"{', '.join(sorted(outputs))}."
                 )
-            runner.decoders.append((output, decoder(output, kind)))
+            if not runner.cameras:
+                runner.decoders.append((output, output, decoder(output, kind)))
+            for number, camera in enumerate(runner.cameras):
+                runner.decoders.append((f"{output}.{camera}", output, _of_batch(decoder(output, kind), number)))
         if model.when is not None:
             judge = self._runners.get(model.when.model)
             judged = self.recipe.models[model.when.model].outputs.get(model.when.output)
-            if judge is None or judged is None or isinstance(judged, Embedding):
+            if judge is None or judged is None or isinstance(judged, Embedding) or judge.cameras:
                 raise RecipeError(
                     f'The gate "{model.when}" of "{name}" needs a streamed model and an output with a score '
                     "(softmax, argmax, sigmoid, threshold, or raw with one number)."
@@ -390,27 +414,54 @@ class Session:
             judge.gating.append(model.when.output)
         return runner
 
-    def _video_window(self, entry: Input, model: Model, runner: _Runner, spec: TensorSpec) -> VideoWindow:
-        stream = entry.stream or ""
+    def _video_tensor(self, entry: Input, model: Model, runner: _Runner, spec: TensorSpec) -> Array:
         if entry.image is None:
             raise RecipeError(f'The input "{spec.name}" reads pictures: say their size with image = {{ ... }}.')
-        tracks = self._pictures.setdefault(stream, {})
-        track = tracks.get(entry.image)
-        if track is None:
-            track = tracks[entry.image] = PictureTrack(Image(entry.image))
         count = 1 if entry.window is None else int(entry.window.value)
         spacing_ns = 0 if entry.spacing is None else entry.spacing.ns()
-        video = VideoWindow(spec, track, count, entry.time_axis, model.dims)
-        runner.video.append(video)
-        runner.video_needs.append(VideoNeed(stream, count, spacing_ns, entry.missing))
-        return video
+        batch: Array | None = None
+        for number, stream in enumerate(entry.reads):
+            tracks = self._pictures.setdefault(stream, {})
+            track = tracks.get(entry.image)
+            if track is None:
+                track = tracks[entry.image] = PictureTrack(Image(entry.image))
+            if entry.streams and batch is None:
+                shape = (count, *track.shape)
+                batch = batch_tensor(spec, len(entry.streams), shape, entry.time_axis, model.dims)
+            place = None if batch is None else batch[number : number + 1]
+            video = VideoWindow(spec, track, count, entry.time_axis, model.dims, place)
+            runner.video.append(video)
+            runner.video_needs.append(VideoNeed(stream, count, spacing_ns, entry.missing))
+        runner.cameras = tuple(entry.streams) or runner.cameras
+        return video.tensor if batch is None else batch
+
+    def _add_modes(self, runner: _Runner, engines: Mapping[str, Engine]) -> None:
+        """Take the engines of the model's degraded modes, which must be fed and read as its own is."""
+        for mode in runner.model.degrade:
+            key = mode_key(runner.name, mode)
+            engine = engines.get(key)
+            if engine is None:
+                raise RecipeError(f'No engine was given for the degraded mode "{mode}" of "{runner.name}" ("{key}").')
+            for what, mine, other in (
+                ("inputs", runner.engine.inputs, engine.inputs),
+                ("outputs", runner.engine.outputs, engine.outputs),
+            ):
+                if {str(spec) for spec in mine} != {str(spec) for spec in other}:
+                    raise RecipeError(
+                        f'The degraded mode "{mode}" of "{runner.name}" has the {what} {", ".join(map(str, other))}; '
+                        f"expected those of the model itself: {', '.join(map(str, mine))}."
+                    )
+            if engine not in runner.engines:
+                runner.engines.append(engine)
+            runner.modes.append(DegradedMode(str(mode), mode.every, runner.engines.index(engine)))
 
     def _model_plan(self, runner: _Runner) -> ModelPlan:
         model = runner.model
         gate = model.when
+        pictures = hop_pictures(model)
         return ModelPlan(
             name=runner.name,
-            hop_ns=hop_ns(self.recipe, runner.name) if runner.audio or runner.video else None,
+            hop_ns=hop_ns(self.recipe, runner.name) if (runner.audio or runner.video) and not pictures else None,
             audio=tuple(runner.audio_needs),
             video=tuple(runner.video_needs),
             feeds=tuple(dict.fromkeys(feed.name for feed in runner.feeds)),
@@ -418,7 +469,10 @@ class Session:
             gate=(lambda scores: gate.holds(scores[gate.output])) if gate else None,
             hold_ns=model.hold.ns() if model.hold else 0,
             priority=model.priority,
-            stateful=bool(runner.engine.states),
+            stateful=any(engine.states for engine in runner.engines),
+            hop_pictures=pictures,
+            deadline_ns=model.deadline.ns() if model.deadline else None,
+            modes=tuple(runner.modes),
         )
 
 
@@ -429,6 +483,11 @@ class _Runner:
         self.name = name
         self.model = model
         self.engine = engine
+        self.engines = [engine]
+        """Its own, and those of its degraded modes."""
+        self.modes: list[DegradedMode] = []
+        self.cameras: tuple[str, ...] = ()
+        """The streams of its batch, if it takes one."""
         self.tensors: dict[str, Array] = {}
         self.audio: list[AudioWindow] = []
         self.audio_needs: list[AudioNeed] = []
@@ -437,7 +496,8 @@ class _Runner:
         self.sounds: list[SoundTrack] = []
         self.sound_ns = 0
         """Time spent on the front ends of its sound until the last step."""
-        self.decoders: list[tuple[str, Decoder]] = []
+        self.decoders: list[tuple[str, str, Decoder]] = []
+        """What a result calls it, the tensor, and how it is decoded."""
         self.gating: list[str] = []
         """Outputs whose scores a gate wants."""
         self.feeds: list[_Runner] = []
@@ -541,6 +601,11 @@ def _pieces(event: Event) -> Iterator[Event]:
             samples=event.samples[begin : begin + size],
             discontinuity=event.discontinuity and begin == 0,
         )
+
+
+def _of_batch(decode: Decoder, number: int) -> Decoder:
+    """Decodes one of a batch."""
+    return lambda values: decode(values[number : number + 1])
 
 
 def _score(model: str, output: str, decoded: Decoded) -> float:

@@ -39,6 +39,7 @@ from edgemm.session import Session, open_engines
 from edgemm.stream.capture import FrameQueue
 from edgemm.stream.frames import AudioChunk, Event
 from edgemm.stream.results import Latency, Result, Summary
+from edgemm.stream.scheduler import OVERLOAD
 from edgemm.stream.sinks.protocol import Sink
 from edgemm.stream.sources.protocol import AudioWant, Source
 from edgemm.stream.sources.synthetic import SyntheticSource
@@ -49,9 +50,6 @@ SYNTHETIC_SECONDS = 60.0
 
 STAGES = ("front_end", "window", "inference", "decode")
 """The stages of a step, as a profile names them; what a step waits is not drawn but follows."""
-
-OVERLOAD = ("superseded", "late", "overrun")
-"""Why steps are skipped that a faster device would have made."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,8 +19,11 @@ import pytest
 
 import edgemm
 from edgemm.errors import SinkError, SourceError, UsageError
+from edgemm.inputs import stream_wants
 from edgemm.stream.frames import AudioChunk, End, Event, Lost, StreamInfo, VideoFrame
 from edgemm.stream.results import Summary
+from edgemm.stream.sources.media import MediaSource
+from edgemm.stream.sources.protocol import Want
 from edgemm.stream.sources.recording import Recording, RecordingWriter
 from edgemm.types import Tensors
 
@@ -40,13 +43,30 @@ def lines(summary: Summary) -> list[bytes]:
 
 
 def recorded(bundle: Path, path: Path, *, seconds: float, seed: int) -> Summary:
-    """A run on the wall clock whose inference takes as long as chance will have it."""
+    """A run on the wall clock whose inference takes as long as chance will have it, and whose source stumbles."""
     chance = random.Random(seed)
+    wants = stream_wants(edgemm.open(bundle).recipe)
 
     def slow(model: str, feeds: Tensors) -> None:
         time.sleep(chance.choice([0, 0, 0.02, 0.15, 0.3]))
 
-    return edgemm.run(bundle, input=CLIP, clock="wall", duration_s=seconds, record=path, on_feeds=slow)
+    return edgemm.run(
+        bundle, input=Stumbling(wants, seed), clock="wall", duration_s=seconds, record=path, on_feeds=slow
+    )
+
+
+class Stumbling(MediaSource):
+    """The clip from a thread that sleeps now and then, so that frames come late and in heaps."""
+
+    def __init__(self, wants: Sequence[Want], seed: int) -> None:
+        super().__init__(CLIP, wants)
+        self._chance = random.Random(seed + 1000)
+
+    def __iter__(self) -> Iterator[Event]:
+        for event in super().__iter__():
+            if self._chance.random() < 0.02:
+                time.sleep(self._chance.choice([0.01, 0.06, 0.25]))
+            yield event
 
 
 def same(bundle: Path, path: Path, first: Summary) -> None:

@@ -75,8 +75,12 @@ def run(
         str | None, typer.Option(help="Which microphone, as `edgemm devices` lists them.", metavar="NAME|INDEX")
     ] = None,
     camera_device: Annotated[
-        str | None,
-        typer.Option(help="Which camera: a number, /dev/videoN, a URL, csi:N, gst:PIPELINE.", metavar="CAMERA"),
+        list[str] | None,
+        typer.Option(
+            help="Which camera: a number, /dev/videoN, a URL, csi:N, gst:PIPELINE. STREAM=CAMERA, once for each of "
+            "several.",
+            metavar="CAMERA",
+        ),
     ] = None,
     pixel_format: Annotated[
         str | None, typer.Option(help="What a V4L2 camera sends: mjpeg, yuyv422, nv12.", metavar="FORMAT")
@@ -167,7 +171,7 @@ def run(
     from edgemm.stream.sinks.console import ConsoleSink
     from edgemm.stream.sinks.jsonl import JsonLinesSink
 
-    mic, camera = mic or mic_device is not None, camera or camera_device is not None
+    mic, camera = mic or mic_device is not None, camera or bool(camera_device)
     if simulate is None and scale is not None:
         raise UsageError("--scale slows the engine of a simulation: give --simulate LATENCY.json, too.")
     if simulate is not None and (mic or camera or clock or record or replay):
@@ -211,7 +215,7 @@ def run(
         bundle,
         input=input_,
         mic=mic_device or mic,
-        camera=camera_device or camera,
+        camera=_cameras(camera_device) if camera_device else camera,
         pixel_format=pixel_format,
         sync_offset=sync_offset,
         clock=None if clock is None else clock.value,
@@ -256,3 +260,18 @@ def _asked_for(
 
         sinks.append(MetricsSink(metrics, announce=announce("metrics")))
     return sinks
+
+
+def _cameras(devices: list[str]) -> str | dict[str, str]:
+    """One camera, or several by stream: STREAM=CAMERA, where a URL or a pipeline may hold an "=", too."""
+    from edgemm.errors import UsageError
+
+    named = [re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_-]*)=(.+)", device) for device in devices]
+    if len(devices) == 1 and named[0] is None:
+        return devices[0]
+    if not all(named):
+        raise UsageError(
+            f"Several cameras need the names of their streams, found {', '.join(devices)}: "
+            "expected --camera-device STREAM=CAMERA for each."
+        )
+    return {found[1]: found[2] for found in named if found is not None}

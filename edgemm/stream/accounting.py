@@ -51,6 +51,8 @@ class ModelAccount:
     resets: Mapping[str, int] = field(default_factory=dict)
     """How often the state was reset, by cause."""
     deadlines_missed: int = 0
+    degraded: Mapping[str, int] = field(default_factory=dict)
+    """Of the steps made, those in degraded modes, by mode."""
 
     def check(self, model: str) -> None:
         """Raise AccountingError if the numbers do not add up."""

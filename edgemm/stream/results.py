@@ -63,13 +63,15 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     latency: Latency | None
     engine: str
     deadline_missed: bool
-    """True if it was made more than the recipe's deadline after `time_ns`."""
+    """True if it was made more than the model's deadline after `time_ns`."""
     state_reset: str | None
-    """Why the model's state was reset before this step ("discontinuity", "gate"), if it was."""
+    """Why the model's state was reset before this step ("discontinuity", "gate", "mode"), if it was."""
     skipped: int
     """Steps of this model skipped since its last result."""
     fallback: str | None = None
     """Why the engine is another than the one wanted first, if it is."""
+    mode: str | None = None
+    """The degraded mode in which the model is, as the recipe names it ("every 2"), if it is in one."""
 
     def with_latency(self, latency: Latency | None) -> Result:
         """The same result with another latency; None is what a replay writes, as it measures none."""
@@ -101,6 +103,8 @@ class Result(msgspec.Struct, frozen=True, gc=False):
         line["engine"] = self.engine
         if self.fallback is not None:
             line["fallback"] = self.fallback
+        if self.mode is not None:
+            line["mode"] = self.mode
         line["deadline_missed"] = self.deadline_missed
         if self.state_reset is not None:
             line["state_reset"] = self.state_reset

@@ -19,10 +19,13 @@ its step k is due at T = first picture + (k - 1) * hop. T is exact: a hop of 512
 newest is less than one picture interval older than T, or the sync tolerance has passed. If its sound has not come
 by its deadline, the step is skipped ("stalled").
 
-**Made.** Ready steps are made oldest first, by priority among equals, a model after those whose outputs it takes or
-whose gate it waits for. The policy sheds load: "latest" skips a step when a later one became ready while the engine
-was busy ("superseded"; steps that became ready together, by one arrival, are made in turn), "deadline" skips it when
-it is older than its deadline ("late"), "every" makes all.
+**Made.** Of the ready steps the one with the earliest deadline is made first, by priority among equals, a model after
+those whose outputs it takes or whose gate it waits for. The policy sheds load: "latest" skips a step when a later one
+became ready while the engine was busy ("superseded"; steps that became ready together, by one arrival, are made in
+turn), "deadline" skips it when it is older than its deadline ("late"), "every" makes all.
+
+**Degraded.** A model that has degraded modes takes the next of them when too many steps are shed (degrade.py): in it,
+only every n-th step is made, the others are skipped ("degraded"), or another engine makes them.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ import msgspec
 
 from edgemm.stream import sync
 from edgemm.stream.accounting import ModelAccount, StreamAccount, by_name
+from edgemm.stream.degrade import Degradation, Ladder
 from edgemm.stream.sync import AudioNeed, PictureTimes, VideoNeed
 
 Policy = Literal["latest", "every", "deadline"]
@@ -45,6 +49,9 @@ Gate = Callable[[Mapping[str, float]], bool]
 GAP_NS = 10_000_000
 """Sound that starts this far from where the last ended is a discontinuity: one hop of the usual front end, and well
 above the millisecond to which Matroska rounds its timestamps."""
+
+OVERLOAD = ("superseded", "late", "overrun")
+"""Why steps are skipped that a faster engine would have made."""
 
 VIDEO_GAP_NS = 1_000_000_000
 """Pictures this far apart are a discontinuity; shorter breaks are dropped frames, which a camera has every day."""
@@ -65,11 +72,23 @@ class StreamPlan:
 
 
 @dataclass(frozen=True)
+class DegradedMode:
+    """What a model makes do with when the engine is too slow: every `every`-th step, by the engine number `engine`."""
+
+    name: str
+    every: int = 1
+    engine: int = 0
+
+
+@dataclass(frozen=True)
 class ModelPlan:
     """One model as the scheduler sees it.
 
     `feeds` names the earlier models whose outputs it takes. A model that reads no stream makes a step after each step
     of the last of them. `gate` judges the newest scores of `gate_model`; it stays open `hold_ns` longer.
+
+    A model steps every `hop_ns`; or, if `hop_pictures` is not 0, at the first and then every so-many-th picture of its
+    first video need, and then it must not need sound.
     """
 
     name: str
@@ -82,6 +101,11 @@ class ModelPlan:
     hold_ns: int = 0
     priority: int = 0
     stateful: bool = False
+    hop_pictures: int = 0
+    deadline_ns: int | None = None
+    """None: the scheduler's."""
+    modes: tuple[DegradedMode, ...] = ()
+    """The first is taken first; each stands for itself, and does not add to the one before."""
 
 
 class Step(msgspec.Struct, frozen=True, gc=False):
@@ -104,6 +128,8 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     """Why the state must be reset before the step, if it must."""
     skipped: int
     """How many steps of this model were skipped since the last one made."""
+    mode: int = 0
+    """0: as planned; else the place of its degraded mode, counted from 1."""
 
 
 class _Due(msgspec.Struct, frozen=True, gc=False):
@@ -153,6 +179,8 @@ class _Stream:
         self.used = 0
         self.dropped: Counter[str] = Counter()
         self.readers: list[tuple[_Model, AudioNeed | VideoNeed]] = []
+        self.steppers: list[_Model] = []
+        """Models that step with its pictures."""
 
     @property
     def next_seq(self) -> int:
@@ -207,8 +235,9 @@ class _Stream:
 class _Model:
     """A model's place on its grid of steps."""
 
-    def __init__(self, plan: ModelPlan) -> None:
+    def __init__(self, plan: ModelPlan, deadline_ns: int) -> None:
         self.plan = plan
+        self.deadline_ns = deadline_ns if plan.deadline_ns is None else plan.deadline_ns
         self.after: tuple[_Model, ...] = ()
         self.feeds: tuple[_Model, ...] = ()
         self.followers: list[_Model] = []
@@ -234,6 +263,12 @@ class _Model:
         self.gated_since = False
         self.scores: Mapping[str, float] = {}
         self.open_ns: int | None = None
+        self.pictures = 0
+        """That have come to a model which steps with them."""
+        self.engine = 0
+        """Which made its last step."""
+        self.degraded: Counter[str] = Counter()
+        """Steps made in degraded modes."""
 
     @property
     def unsettled_ns(self) -> int | None:
@@ -271,7 +306,6 @@ class Scheduler:
         tolerance_ns: int = 40_000_000,
     ) -> None:
         self._policy = policy
-        self._deadline_ns = deadline_ns
         self._tolerance_ns = tolerance_ns
         self._heard_ns = -(1 << 62)
         self._pending = 0
@@ -279,7 +313,7 @@ class Scheduler:
         self._streams = {plan.name: _Stream(plan) for plan in streams}
         self._models: dict[str, _Model] = {}
         for plan in models:
-            model = _Model(plan)
+            model = _Model(plan, deadline_ns)
             model.audio = tuple((need, self._streams[need.stream]) for need in plan.audio)
             model.video = tuple((need, self._streams[need.stream]) for need in plan.video)
             model.feeds = tuple(self._models[name] for name in plan.feeds)
@@ -292,8 +326,13 @@ class Scheduler:
                 stream.readers.append((model, audio_need))
             for video_need, stream in model.video:
                 stream.readers.append((model, video_need))
+            if plan.hop_pictures:
+                model.video[0][1].steppers.append(model)
             self._models[plan.name] = model
-        # At equal times the higher priority first; `sorted` keeps the recipe's order among equals.
+        self._degradation: Degradation | None = None
+        if any(plan.modes for plan in models):
+            self._degradation = Degradation({plan.name: Ladder(len(plan.modes), plan.priority) for plan in models})
+        # At equal deadlines the higher priority first; `sorted` keeps the recipe's order among equals.
         self._by_priority = sorted(self._models.values(), key=lambda model: -model.plan.priority)
         self._gridded = [m for m in self._models.values() if m.plan.hop_ns is not None and (m.audio or m.video)]
 
@@ -340,6 +379,11 @@ class Scheduler:
         if track.origin_ns is None:
             track.origin_ns = start_ns
             self._start_models()
+        for model in track.steppers:
+            if model.pictures % model.plan.hop_pictures == 0:
+                model.index += 1
+                self._enqueue(model, _Due(model.index, capture_ns, max(now_ns, capture_ns)))
+            model.pictures += 1
         return track.next_seq - 1, broken
 
     def lost(self, stream: str, cause: str, count: int = 1) -> None:
@@ -367,6 +411,7 @@ class Scheduler:
         """The step to make now, or None. Whoever takes it calls `done`."""
         while self._pending:
             best: _Model | None = None
+            earliest_ns = 0
             for model in self._by_priority:
                 if not model.pending:
                     continue
@@ -374,10 +419,9 @@ class Scheduler:
                 if not model.pending or model.running_ns is not None:
                     continue
                 time_ns = model.pending[0].time_ns
-                if (best is None or time_ns < best.pending[0].time_ns) and (
-                    not model.after or self._is_free(model, time_ns)
-                ):
-                    best = model
+                deadline_ns = time_ns + model.deadline_ns
+                if (best is None or deadline_ns < earliest_ns) and (not model.after or self._is_free(model, time_ns)):
+                    best, earliest_ns = model, deadline_ns
             if best is None:
                 return None
             self._pending -= 1
@@ -395,10 +439,13 @@ class Scheduler:
         model.scores = scores
         for follower in model.followers:
             follower.index += 1
-            follower.pending.append(_Due(follower.index, step.time_ns, now_ns))
-            self._pending += 1
-        late = now_ns - step.time_ns > self._deadline_ns
+            self._enqueue(follower, _Due(follower.index, step.time_ns, now_ns))
+        late = now_ns - step.time_ns > model.deadline_ns
         model.deadlines_missed += late
+        if self._degradation is not None:
+            if step.mode:
+                model.degraded[model.plan.modes[step.mode - 1].name] += 1
+            self._degradation.observe(step.model, step.time_ns, overloaded=late)
         return late
 
     def floor(self, stream: str) -> int:
@@ -454,6 +501,7 @@ class Scheduler:
                 pending=len(model.pending) + (model.running_ns is not None),
                 resets=by_name(model.resets),
                 deadlines_missed=model.deadlines_missed,
+                degraded=by_name(model.degraded),
             )
             for name, model in self._models.items()
         }
@@ -485,10 +533,19 @@ class Scheduler:
                 model.advance()
                 due, cause = verdict
                 if cause is None:
-                    model.pending.append(due)
-                    self._pending += 1
+                    self._enqueue(model, due)
                 else:
                     self._skip(model, due, cause)
+
+    def _enqueue(self, model: _Model, due: _Due) -> None:
+        """The step is ready to be made, if the model's mode makes it."""
+        if self._degradation is not None:
+            level = self._degradation.level(model.plan.name)
+            if level and due.number % model.plan.modes[level - 1].every:
+                self._skip(model, due, "degraded")
+                return
+        model.pending.append(due)
+        self._pending += 1
 
     def _judge(self, model: _Model, due_ns: int, time_ns: int) -> tuple[_Due, str | None] | None:
         """The step due at `due_ns`, and why it is skipped if it is; None if it must wait."""
@@ -500,8 +557,8 @@ class Scheduler:
             if track.newest_ns < due_ns:
                 if track.ended:
                     return _Due(number, due_ns, time_ns), "ended"
-                if time_ns >= due_ns + self._deadline_ns:
-                    return _Due(number, due_ns, due_ns + self._deadline_ns), "stalled"
+                if time_ns >= due_ns + model.deadline_ns:
+                    return _Due(number, due_ns, due_ns + model.deadline_ns), "stalled"
                 return None
             if track.arrived_ns > ready_ns:
                 ready_ns = track.arrived_ns
@@ -527,7 +584,7 @@ class Scheduler:
         due_ns = model.next_ns or 0
         for _, track in model.audio:
             if track.newest_ns < due_ns and not track.ended:
-                return due_ns + self._deadline_ns
+                return due_ns + model.deadline_ns
         for _, track in model.video:
             if track.newest_ns <= due_ns - track.plan.interval_ns and not track.ended:
                 return due_ns + self._tolerance_ns
@@ -540,7 +597,7 @@ class Scheduler:
                 self._pending -= 1
                 self._skip(model, pending.popleft(), "superseded")
         elif self._policy == "deadline":
-            while pending and now_ns > pending[0].time_ns + self._deadline_ns:
+            while pending and now_ns > pending[0].time_ns + model.deadline_ns:
                 self._pending -= 1
                 self._skip(model, pending.popleft(), "late")
 
@@ -598,7 +655,8 @@ class Scheduler:
             track.cover(start_ns, end_ns)
         for (_, track), numbers in zip(model.video, video, strict=True):
             track.shown.update(numbers)
-        reset = self._reset_cause(model) if model.plan.stateful else None
+        mode = 0 if self._degradation is None else self._degradation.level(model.plan.name)
+        reset = self._reset_cause(model, mode) if model.plan.stateful else None
         skipped = model.skipped_since
         model.skipped_since = 0
         model.gated_since = False
@@ -614,6 +672,7 @@ class Scheduler:
             video_ns,
             reset,
             skipped,
+            mode,
         )
 
     def _gate_open(self, model: _Model, gate: Gate, time_ns: int) -> bool:
@@ -623,15 +682,20 @@ class Scheduler:
             return True
         return model.open_ns is not None and time_ns - model.open_ns <= model.plan.hold_ns
 
-    def _reset_cause(self, model: _Model) -> str | None:
+    def _reset_cause(self, model: _Model, mode: int) -> str | None:
         segments = tuple([track.segment for _, track in (*model.audio, *model.video)])
         before = model.segments
         model.segments = segments
+        engine = model.plan.modes[mode - 1].engine if mode else 0
+        other = engine != model.engine
+        model.engine = engine
         cause = None
         if before is not None and before != segments:
             cause = "discontinuity"
         elif before is not None and model.gated_since:
             cause = "gate"
+        elif other:
+            cause = "mode"  # the state that it left there is of long ago
         if cause is not None:
             model.resets[cause] += 1
         return cause
@@ -640,6 +704,8 @@ class Scheduler:
         """Enter a skipped step; the frames that were new to it remember why no step saw them."""
         model.skipped[cause] += 1
         model.skipped_since += 1
+        if self._degradation is not None and cause in OVERLOAD:
+            self._degradation.observe(model.plan.name, due.time_ns, overloaded=True)
         if cause in ("filling", "no_input"):
             return  # those frames are still in the windows to come
         since_ns = model.made_ns if model.made_ns is not None else -(1 << 62)

@@ -84,10 +84,26 @@ def _fixed(dim: int | str | None, dims: Dims) -> int | None:
 def _allocate(spec: TensorSpec, window: Sequence[int], time_axis: int, dims: Dims) -> tuple[Array, Array]:
     """The tensor, zeroed, and a view of it as the window `[time, ...]`."""
     tensor = np.zeros(tensor_shape(spec, window, time_axis, dims), spec.dtype)
+    return tensor, _as_window(tensor, window, time_axis)
+
+
+def _as_window(tensor: Array, window: Sequence[int], time_axis: int) -> Array:
     rest = list(window[1:])
     axis = min(time_axis, len(rest))
     moved = (*rest[:axis], window[0], *rest[axis:])
-    return tensor, np.moveaxis(tensor.reshape(moved), axis, 0)
+    return np.moveaxis(tensor.reshape(moved), axis, 0)
+
+
+def batch_tensor(spec: TensorSpec, count: int, window: Sequence[int], time_axis: int, dims: Dims) -> Array:
+    """The tensor of `count` windows side by side on the first axis, zeroed. Raises RecipeError if they do not fit."""
+    first = _fixed(spec.shape[0], dims) if spec.shape else 1
+    if first not in (None, count):
+        raise RecipeError(
+            f'The input "{spec}" holds a batch of {first}, and {count} cameras are given. '
+            "Export the model with this batch, or with a symbolic one."
+        )
+    one = tensor_shape(TensorSpec(spec.name, spec.dtype, (1, *spec.shape[1:])), window, time_axis, dims)
+    return np.zeros((count, *one[1:]), spec.dtype)
 
 
 def _check_dtype(spec: TensorSpec, have: np.dtype[np.generic]) -> None:
@@ -201,12 +217,27 @@ class PictureTrack:
 
 
 class VideoWindow:
-    """The tensor of one picture input; `tensor` is owned by the window and changes with the next `fill`."""
+    """The tensor of one picture input; `tensor` is owned by the window and changes with the next `fill`.
 
-    def __init__(self, spec: TensorSpec, track: PictureTrack, count: int, time_axis: int = 0, dims: Dims | None = None):
+    With `place`, a part of the tensor that several windows share, that is filled instead.
+    """
+
+    def __init__(
+        self,
+        spec: TensorSpec,
+        track: PictureTrack,
+        count: int,
+        time_axis: int = 0,
+        dims: Dims | None = None,
+        place: Array | None = None,
+    ):
         _check_dtype(spec, track.dtype)
         self._track = track
-        self.tensor, self._rows = _allocate(spec, (count, *track.shape), time_axis, dims or {})
+        window = (count, *track.shape)
+        if place is None:
+            self.tensor, self._rows = _allocate(spec, window, time_axis, dims or {})
+        else:
+            self.tensor, self._rows = place, _as_window(place, window, time_axis)
         self._is_direct = self._rows.dtype == track.dtype
 
     def prepare(self, numbers: Sequence[int | None]) -> None:

@@ -2,13 +2,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemm.stream.accounting import AccountingError, ModelAccount, StreamAccount
-from edgemm.stream.scheduler import GAP_NS, VIDEO_GAP_NS, ModelPlan, Policy, Scheduler, Step, StreamPlan
+from edgemm.stream.scheduler import (
+    GAP_NS,
+    OVERLOAD,
+    VIDEO_GAP_NS,
+    DegradedMode,
+    ModelPlan,
+    Policy,
+    Scheduler,
+    Step,
+    StreamPlan,
+)
 from edgemm.stream.sync import AudioNeed, VideoNeed
 
 MS = 10**6
@@ -60,11 +71,15 @@ def pictures(until_ms: int, every_ms: int = 40, start_ms: int = 0, delay_ms: int
 
 
 def play(
-    scheduler: Scheduler, arrivals: list[Arrival], inference_ns: int = 0, scores: dict[str, list[float]] | None = None
+    scheduler: Scheduler,
+    arrivals: list[Arrival],
+    inference_ns: int | dict[str, int] = 0,
+    scores: dict[str, list[float]] | None = None,
 ) -> Told:
     """A discrete-event simulation: one engine that takes `inference_ns` a step, and frames that come when they come."""
     told = Told()
     arrivals = sorted(arrivals, key=lambda a: a.now_ns)
+    took_ns: dict[str, int] = inference_ns if isinstance(inference_ns, dict) else {}
     free_ns = now_ns = 0
     end_ns = arrivals[-1].now_ns + 100 * MS
 
@@ -84,13 +99,13 @@ def play(
         deliver(now_ns)
         scheduler.tick(now_ns)
         while (step := scheduler.next_step(now_ns)) is not None:
-            free_ns = now_ns + inference_ns
+            free_ns = now_ns + (took_ns[step.model] if isinstance(inference_ns, dict) else inference_ns)
             told.steps.append(step)
             told.made_ns.append(free_ns)
             queue = (scores or {}).get(step.model)
             score = {"score": queue.pop(0) if queue else 0.0}
             scheduler.done(step, free_ns, score)
-            if inference_ns:
+            if free_ns > now_ns:
                 break
         wake_ns = scheduler.wake_ns()
         coming = [arrivals[0].now_ns] if arrivals else []
@@ -141,6 +156,9 @@ def streams_of_frames(draw: st.DrawFn) -> list[Arrival]:
     return arrivals
 
 
+modes = st.sampled_from([(), (DegradedMode("half", 2),), (DegradedMode("small", 1, 1), DegradedMode("both", 3, 1))])
+
+
 @st.composite
 def recipes(draw: st.DrawFn) -> list[ModelPlan]:
     missing = st.sampled_from(["repeat", "zeros", "skip"])
@@ -163,9 +181,19 @@ def recipes(draw: st.DrawFn) -> list[ModelPlan]:
         feeds=("vad",) if draw(st.booleans()) else (),
         stateful=True,
     )
-    eyes = ModelPlan("eyes", draw(hop), video=(VideoNeed("camera", 1, 0, draw(missing)),))
-    after = ModelPlan("after", None, feeds=("av",))
-    return [vad, fusion, eyes, after]
+    eyes = ModelPlan("eyes", draw(hop), video=(VideoNeed("camera", 1, 0, draw(missing)),), modes=draw(modes))
+    each = ModelPlan(
+        "each",
+        None,
+        video=(VideoNeed("camera", draw(st.integers(1, 3)), 30 * MS, draw(missing)),),
+        hop_pictures=draw(st.integers(1, 3)),
+        deadline_ns=draw(st.sampled_from([None, 50 * MS])),
+        priority=draw(st.integers(-1, 1)),
+        modes=draw(modes),
+        stateful=True,
+    )
+    after = ModelPlan("after", None, feeds=("av",), modes=draw(modes))
+    return [vad, fusion, eyes, each, after]
 
 
 @settings(max_examples=60, deadline=None)
@@ -203,9 +231,8 @@ def test_every_frame_and_every_step_is_accounted_for(
         assert account.made == len(numbers)
         assert account.due == account.made + sum(account.skipped.values()) + account.pending
         assert numbers == sorted(set(numbers))
-        assert account.resets.get("discontinuity", 0) + account.resets.get("gate", 0) == sum(
-            s.reset is not None for s in told.steps if s.model == name
-        )
+        assert sum(account.resets.values()) == sum(s.reset is not None for s in told.steps if s.model == name)
+        assert sum(account.degraded.values()) == sum(s.mode > 0 for s in told.steps if s.model == name)
     for step, made_ns in zip(told.steps, told.made_ns, strict=True):
         # Nothing from the future, nothing before it was ready.
         assert step.audio_ns is None or step.audio_ns <= step.time_ns
@@ -221,6 +248,141 @@ def test_numbers_that_do_not_add_up_are_refused() -> None:
         StreamAccount(3, 1, {"late": 1}).check("mic")
     with pytest.raises(AccountingError, match=r'Model "av": 3 steps due, but made 1 \+ skipped 1 \+ pending 0 = 2'):
         ModelAccount(3, 1, {"late": 1}).check("av")
+
+
+# Earliest deadline first.
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hops_ms=st.tuples(*[st.sampled_from([20, 30, 50, 100])] * 3),
+    deadlines_ms=st.tuples(*[st.sampled_from([None, 40, 90, 300])] * 3),
+    priorities=st.tuples(*[st.integers(-1, 1)] * 3),
+    inference_ms=st.tuples(*[st.sampled_from([1, 12, 45])] * 3),
+    policy=st.sampled_from(["every", "deadline"]),
+    block_ms=st.sampled_from([10, 70]),
+)
+def test_the_earliest_deadline_goes_first_and_among_equals_priority(
+    hops_ms: tuple[int, ...],
+    deadlines_ms: tuple[int | None, ...],
+    priorities: tuple[int, ...],
+    inference_ms: tuple[int, ...],
+    policy: Policy,
+    block_ms: int,
+) -> None:
+    plans = [
+        ModelPlan(
+            name,
+            Fraction(hop * MS),
+            (AudioNeed("mic", 160),),
+            priority=priority,
+            deadline_ns=None if deadline is None else deadline * MS,
+        )
+        for name, hop, deadline, priority in zip("abc", hops_ms, deadlines_ms, priorities, strict=True)
+    ]
+    took_ns = {name: ms * MS for name, ms in zip("abc", inference_ms, strict=True)}
+    told = play(Scheduler([MIC], plans, policy=policy), sound(1500, block_ms), took_ns)
+    assert len(told.steps) > 20
+    of = {plan.name: plan for plan in plans}
+
+    def urgency(step: Step) -> tuple[int, int]:
+        plan = of[step.model]
+        return step.time_ns + (200 * MS if plan.deadline_ns is None else plan.deadline_ns), -plan.priority
+
+    begun_ns = [made - took_ns[step.model] for step, made in zip(told.steps, told.made_ns, strict=True)]
+    for number, (step, at_ns) in enumerate(zip(told.steps, begun_ns, strict=True)):
+        if policy == "deadline":
+            # Begun within its deadline, and so made at most one inference after it.
+            assert at_ns <= urgency(step)[0]
+        # Whatever was made later had been ready by then, too, and was no more urgent.
+        waiting = [other for other in told.steps[number + 1 :] if other.ready_ns <= at_ns]
+        assert all(urgency(step) <= urgency(other) for other in waiting)
+
+
+def test_a_model_has_a_deadline_of_its_own() -> None:
+    need = (AudioNeed("mic", 320),)
+    patient = ModelPlan("patient", Fraction(100 * MS), need, deadline_ns=500 * MS)
+    hasty = ModelPlan("hasty", Fraction(100 * MS), need, deadline_ns=30 * MS)
+    scheduler = Scheduler([MIC], [patient, hasty], policy="deadline")
+    told = play(scheduler, sound(1000), inference_ns=40 * MS)
+    assert [s.model for s in told.steps[:2]] == ["hasty", "patient"]
+    accounts = scheduler.close()[1]
+    assert accounts["hasty"].deadlines_missed == accounts["hasty"].made > 0
+    assert accounts["patient"].deadlines_missed == 0
+    # Sound that stalls is waited for as long as the model says.
+    scheduler = Scheduler([MIC], [patient, hasty])
+    play(scheduler, [*sound(300), *sound(1000, start_ms=700)])
+    accounts = scheduler.close()[1]
+    assert accounts["hasty"].skipped["stalled"] > accounts["patient"].skipped.get("stalled", 0)
+
+
+# A step with each picture.
+
+
+def test_a_model_steps_with_every_nth_picture_as_it_comes() -> None:
+    each = ModelPlan("each", None, video=(VideoNeed("camera"),), hop_pictures=1)
+    third = ModelPlan("third", None, video=(VideoNeed("camera", 2, 40 * MS),), hop_pictures=3)
+    scheduler = Scheduler([CAMERA], [each, third])
+    told = play(scheduler, pictures(400, delay_ms=7))
+    assert [s.time_ns // MS for s in told.steps if s.model == "each"] == list(range(0, 400, 40))
+    assert [s.video for s in told.steps if s.model == "each"] == [((n,),) for n in range(10)]
+    assert [s.ready_ns // MS for s in told.steps if s.model == "each"] == [t + 7 for t in range(0, 400, 40)]
+    assert [s.video for s in told.steps if s.model == "third"] == [((0, 0),), ((2, 3),), ((5, 6),), ((8, 9),)]
+    streams, models = scheduler.close()
+    assert streams["camera"].used == 10
+    assert models["each"].due == 10
+
+
+def test_a_slow_model_that_steps_with_pictures_takes_the_newest() -> None:
+    each = ModelPlan("each", None, video=(VideoNeed("camera"),), hop_pictures=1)
+    scheduler = Scheduler([CAMERA], [each])
+    told = play(scheduler, pictures(4000), inference_ns=200 * MS)
+    ages = [made - step.time_ns for step, made in zip(told.steps, told.made_ns, strict=True)]
+    assert max(ages) <= (200 + 40) * MS
+    assert scheduler.close()[1]["each"].skipped["superseded"] > 75
+
+
+# Degraded modes.
+
+
+def test_an_engine_too_slow_for_every_step_makes_every_other_and_says_so() -> None:
+    half = av(modes=(DegradedMode("every 2", 2),))
+    scheduler = Scheduler([MIC, CAMERA], [half])
+    # 150 ms for a step every 100 ms; every 200 ms is enough.
+    told = play(scheduler, sound(20_000) + pictures(20_000), inference_ns=150 * MS)
+    account = scheduler.close()[1]["av"]
+    degraded = [s for s in told.steps if s.mode]
+    assert account.degraded == {"every 2": len(degraded)}
+    assert len(degraded) > 70
+    # In the mode nothing is shed but what the mode sheds; the returns are short, and ever rarer.
+    assert account.skipped["degraded"] > 4 * sum(account.skipped.get(cause, 0) for cause in OVERLOAD)
+    returns = sum(bool(a.mode and not b.mode) for a, b in pairwise(told.steps))
+    assert 1 <= returns <= 3
+    # One that was waiting when the mode began is made.
+    assert sum(s.number % 2 for s in degraded) <= returns + 1
+
+
+def test_a_smaller_engine_takes_over_with_its_state_anew() -> None:
+    small = av(modes=(DegradedMode("small", 1, 1),), stateful=True)
+    scheduler = Scheduler([MIC, CAMERA], [small])
+    arrivals = sound(4000) + pictures(4000)
+    told = Told()
+    arrivals.sort(key=lambda a: a.now_ns)
+    free_ns = 0
+    for arrival in arrivals:
+        scheduler.arrive(arrival.stream, arrival.capture_ns, arrival.now_ns, samples=arrival.samples)
+        scheduler.tick(arrival.now_ns)
+        if arrival.now_ns >= free_ns and (step := scheduler.next_step(arrival.now_ns)) is not None:
+            # The small one is fast enough.
+            free_ns = arrival.now_ns + (20 if step.mode else 250) * MS
+            told.steps.append(step)
+            scheduler.done(step, free_ns, {})
+    account = scheduler.close()[1]["av"]
+    first = next(i for i, step in enumerate(told.steps) if step.mode)
+    assert {step.mode for step in told.steps[first:]} == {1}
+    assert [step.reset for step in told.steps].count("mode") == account.resets["mode"] == 1
+    assert told.steps[first].reset == "mode"
+    assert account.degraded == {"small": len(told.steps) - first}
 
 
 # When steps fall due.
