@@ -21,6 +21,9 @@ QUEUE_BYTES = 64 << 20
 PATIENCE_S = 5.0
 """How long the end of a run waits for a sink that gets nothing done."""
 
+DRAIN_S = 30.0
+"""And for one that gets something done, but never all."""
+
 LAST_WORD_S = 0.5
 """And then for its last write to come back."""
 
@@ -140,9 +143,10 @@ class Outbox:
     def _finish(self) -> None:
         with self._changed:
             before, until_s = -1, 0.0
+            end_s = time.monotonic() + DRAIN_S
             while (self._waiting or self._busy) and self._error is None and not self._is_stuck:
                 if self._written != before:
-                    before, until_s = self._written, time.monotonic() + self._patience_s
+                    before, until_s = self._written, min(end_s, time.monotonic() + self._patience_s)
                 left_s = until_s - time.monotonic()
                 if left_s <= 0:
                     self._is_stuck = True
