@@ -97,7 +97,7 @@ def test_json_round_trip_keeps_everything() -> None:
         ('kind = "video"', 'kind = "smell"', "r.toml:10: streams.camera.kind: invalid value 'smell'"),
         ('hop = "100 ms"', "hop = 100", "models.av.hop: expected text, found 100"),
         ('hop = "100 ms"', "", "models.av: an input comes from a stream but hop is missing"),
-        ('hop = "100 ms"', 'hop = "3 frames"', 'models.av.hop: models.av.hop: "3 frames" counts pictures'),
+        ('hop = "100 ms"', 'hop = "3 frames"', 'models.av.hop: "3 frames" counts pictures'),
         ('window = "1 s"', 'window = "1 parsec"', 'expected a duration like "100 ms", "1 s"'),
         ('window = "1 s"', 'window = "1 ms"', '"1 ms" is 0.1 frames of 160 samples: expected a whole number'),
         ('window = "1 s"\n', "", "models.av.inputs.audio: window is missing"),
