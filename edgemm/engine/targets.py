@@ -2,16 +2,18 @@
 
 Peak rates are dense (without 2:4 sparsity), of the GPU alone (without DLA), in TFLOPS or TOPS, as their makers
 publish them; they are ceilings for a roofline, not measurements. None stands where no publication gives the figure.
+Each entry names its publication, and `target_checks` the pages in which its figures were found again.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from edgemm.engine.target_checks import CHECKED
 from edgemm.errors import UsageError
 
 OLDEST_TENSORRT = (10, 3)
@@ -26,6 +28,8 @@ class Release:
     tensorrt: str
     cuda: str
     python: str | None = None
+    checked: str = ""
+    """The page, or the package, in which these versions were found again; "" if nowhere."""
 
     @property
     def is_supported(self) -> bool:
@@ -52,6 +56,22 @@ class Target:
     """Newest first."""
     source: str = ""
     """The publication that the figures are from."""
+    checked: Mapping[str, str] = field(default_factory=dict)
+    """For each figure that was found again in another public page (`target_checks`), that page."""
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """The figures given here that stand on `source` alone: nobody has found them a second time."""
+        given = {"memory_gb": self.memory_gb, "bandwidth_gb_s": self.bandwidth_gb_s, **self.peak}
+        if self.family == "jetson":
+            given["dla_cores"] = self.dla_cores
+        return tuple(name for name, value in given.items() if value is not None and name not in self.checked)
+
+    @property
+    def oldest_cuda(self) -> tuple[int, int] | None:
+        """The oldest CUDA of the releases that edgemm builds for: its kernels load on every newer one, too."""
+        versions = [release.cuda for release in self.releases if release.is_supported]
+        return min(((int(v.split(".")[0]), int(v.split(".")[1])) for v in versions), default=None)
 
     @property
     def sm(self) -> str:
@@ -147,10 +167,14 @@ _BOARDS = (
 _JETSON_CAPABILITIES = ("7.2", "8.7", "11.0")
 
 _JETPACK_5 = Release("JetPack 5.1", "8.5.2", "11.4", "3.8")
-_JETPACK_6 = Release("JetPack 6.2", "10.3.0", "12.6", "3.10")
+_ORIN_WHEELS = "https://github.com/Shattered217/Jetson-Orin-Wheels"
+_JETPACK_6 = Release("JetPack 6.2", "10.3.0", "12.6", "3.10", _ORIN_WHEELS)
+_JETPACK_7_ORIN = Release("JetPack 7.2", "10.16.2", "13.2", "3.12", _ORIN_WHEELS)
 _JETPACK_7 = Release("JetPack 7.0", "10.13.3", "13.0", "3.12")
-_PIP = Release("pip install tensorrt", "11.4.0", "13.0")
-_PIP_RTX = Release("pip install tensorrt-rtx-cu13", "1.7.1", "13.0")
+_PIP = Release("pip install tensorrt", "11.4.0", "13.0", checked="the package tensorrt_cu13_bindings 11.4.0.106")
+_PIP_RTX = Release("pip install tensorrt-rtx-cu13", "1.7.1", "13.0", checked="the package tensorrt-rtx-cu13 1.7.1.116")
+
+_ORIN_RELEASES = (_JETPACK_7_ORIN, _JETPACK_6)
 
 _ORIN_BRIEF = "NVIDIA Jetson AGX Orin Series Technical Brief v1.2: SMs x clock x 4096 int8 op per clock and SM"
 _ORIN_SUPER = "NVIDIA, JetPack 6.2 Brings Super Mode to Jetson Orin Nano and Orin NX Modules (clocks, bandwidth)"
@@ -168,7 +192,7 @@ def _orin(
     # An Orin SM does 128 FMA in fp32, and dense on its tensor cores 1024 FMA in fp16 and 2048 in int8, each clock.
     per_clock = sms * clock_ghz / 1000
     peak = {"fp32": 256 * per_clock, "fp16": 2048 * per_clock, "int8": 4096 * per_clock, "fp8": None, "fp4": None}
-    return Target(name, title, "jetson", "8.7", memory_gb, bandwidth_gb_s, peak, dla, (_JETPACK_6,), source)
+    return Target(name, title, "jetson", "8.7", memory_gb, bandwidth_gb_s, peak, dla, _ORIN_RELEASES, source)
 
 
 def _rtx(
@@ -228,7 +252,7 @@ def _table() -> dict[str, Target]:
         _server("h200", "H200", "9.0", 141, 4800, 67, 989.5, 1979, 1979, None, "NVIDIA H200 data sheet"),
         _server("b200", "B200", "10.0", 180, 8000, None, 2250, None, 4500, 9000, "NVIDIA DGX B200 data sheet, per GPU"),
     ]
-    table = {target.name: target for target in targets}
+    table = {target.name: replace(target, checked=CHECKED.get(target.name, {})) for target in targets}
     # The short names stand for the module that a developer kit carries.
     for short, full in {
         "orin-nano": "orin-nano-8gb",

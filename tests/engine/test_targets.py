@@ -2,15 +2,65 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from edgemm.engine.targets import TARGETS, get, of_device
+from edgemm.cli.main import app
+from edgemm.engine.target_checks import CHECKED
+from edgemm.engine.targets import TARGETS, get, of_device, refusal
 from edgemm.errors import UsageError
 
 EVERY = list({target.name: target for target in TARGETS.values()}.values())
+
+
+@pytest.mark.parametrize("name", list(CHECKED))
+def test_what_is_said_to_be_checked_is_in_the_table(name: str) -> None:
+    entry = get(name)
+    assert entry.checked == CHECKED[name]
+    for figure, url in entry.checked.items():
+        given = entry.peak[figure] if figure in entry.peak else getattr(entry, figure)
+        assert given is not None, figure
+        assert url.startswith("http")
+        assert figure not in entry.unchecked
+
+
+def test_what_was_found_only_once_is_named() -> None:
+    assert get("orin-nano-8gb").unchecked == ()
+    assert get("orin-nano-4gb").unchecked == ("bandwidth_gb_s", "dla_cores")
+    assert get("a10").unchecked == ("memory_gb", "bandwidth_gb_s", "fp32", "fp16", "int8")
+    assert get("rtx-sm86").unchecked == (), "it gives no figures"
+    result = CliRunner().invoke(app, ["targets"])
+    line = next(line for line in result.output.splitlines() if line.startswith("orin-nano-4gb "))
+    assert line.endswith("bandwidth, DLA")
+    assert "10.16.2 (JetPack 7.2), 10.3.0 (JetPack 6.2)" in line
+    listed = json.loads(CliRunner().invoke(app, ["targets", "--json"]).output)
+    assert listed["orin-nano-4gb"]["unchecked"] == ["bandwidth_gb_s", "dla_cores"]
+
+
+def test_kernels_are_for_the_oldest_driver() -> None:
+    assert get("orin-nano").oldest_cuda == (12, 6)
+    assert get("thor").oldest_cuda == (13, 0)
+    assert get("agx-xavier").oldest_cuda is None
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "words"),
+    [
+        ("rtx-sm86", "fp8", "SM86 and has no kernels for fp8, which needs SM89 or newer"),
+        ("t4", "int4", "SM75 and has no kernels for int4, which needs SM80 or newer"),
+        ("rtx-sm89", "fp8", None),
+        ("thor", "fp8", None),
+        ("orin-nano", "int4", None),
+        ("t4", "int8", None),
+    ],
+)
+def test_precisions_that_a_device_lacks(name: str, precision: str, words: str | None) -> None:
+    reason = refusal(get(name), precision)
+    assert reason is None if words is None else words in str(reason)
 
 
 @pytest.mark.parametrize("target", EVERY, ids=lambda target: target.name)
@@ -52,7 +102,8 @@ def test_short_names() -> None:
 def test_a_jetpack_brings_its_tensorrt() -> None:
     release = get("orin-nano").release
     assert release is not None
-    assert (release.name, release.tensorrt, release.cuda, release.python) == ("JetPack 6.2", "10.3.0", "12.6", "3.10")
+    assert (release.name, release.tensorrt, release.cuda, release.python) == ("JetPack 7.2", "10.16.2", "13.2", "3.12")
+    assert [known.tensorrt for known in get("orin-nano").releases] == ["10.16.2", "10.3.0"]
 
 
 def test_xavier_has_no_tensorrt_that_serves() -> None:

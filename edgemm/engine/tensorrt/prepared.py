@@ -160,9 +160,8 @@ def _sources(variant: Variant, files: Files) -> set[str]:
 
 
 def _compiler_for(target: Target, arch: int) -> Compiler:
-    """A compiler whose cubins the target's driver loads: of its own CUDA or older. Raises KernelError."""
-    release = target.release
-    newest = tuple(int(part) for part in release.cuda.split(".")[:2]) if release is not None else (99, 0)
+    """A compiler whose cubins every driver of the target loads: of its own CUDA or older. Raises KernelError."""
+    newest = target.oldest_cuda or (0, 0)
     found = [compiler for compiler in compilers() if arch in compiler.archs]
     fitting = [compiler for compiler in found if compiler.version <= newest]
     if fitting:
