@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from results import Part
 
 from edgemm.device import Device
 from edgemm.errors import EdgemmError
@@ -64,7 +65,15 @@ def primitives() -> list[Primitive]:
     ]
 
 
-def run(device: Device) -> list[tuple[str, str]]:
+def run(device: Device, part: Part) -> None:
+    """Put (primitive, "same" or what differs) of each into the part's proofs."""
+    for name, result in compare(device):
+        part.proofs[f"primitive: {name}"] = result
+        if result != "same":
+            part.failed.append(f"{name}: {result}")
+
+
+def compare(device: Device) -> list[tuple[str, str]]:
     """(primitive, "same" or what differs) of each."""
     emulated = emulate.build(SOURCE)
     module = device.load_module(compile_kernel(SOURCE, device.arch).read_bytes())

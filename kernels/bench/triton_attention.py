@@ -16,11 +16,14 @@ def _kernel(
     k,
     v,
     out,
+    lengths,
     scale,
     q_len,
     kv_len,
+    heads,
     HEAD_DIM: tl.constexpr,
     CAUSAL: tl.constexpr,
+    PADDED: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
@@ -29,15 +32,17 @@ def _kernel(
     columns = tl.arange(0, HEAD_DIM)
     q_at = head * q_len * HEAD_DIM + rows[:, None] * HEAD_DIM + columns[None, :]
     queries = tl.load(q + q_at, mask=rows[:, None] < q_len, other=0.0)
+    count = tl.load(lengths + head // heads) if PADDED else kv_len
+    last = tl.minimum(count, (tl.program_id(0) + 1) * QUERIES) if CAUSAL else count
     largest = tl.full((QUERIES,), -1.0e30, tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     result = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
-    for first in range(0, kv_len, KEYS):
+    for first in range(0, last, KEYS):
         keys = first + tl.arange(0, KEYS)
         kv_at = head * kv_len * HEAD_DIM + keys[:, None] * HEAD_DIM + columns[None, :]
-        inside = keys[:, None] < kv_len
+        inside = keys[:, None] < count
         scores = tl.dot(queries, tl.trans(tl.load(k + kv_at, mask=inside, other=0.0))) * scale
-        seen = (keys[None, :] < kv_len) & (rows[:, None] >= 0)
+        seen = (keys[None, :] < count) & (rows[:, None] >= 0)
         if CAUSAL:
             seen = seen & (keys[None, :] <= rows[:, None])
         scores = tl.where(seen, scores, -1.0e30)
@@ -51,8 +56,8 @@ def _kernel(
     tl.store(out + q_at, (result / total[:, None]).to(tl.float16), mask=rows[:, None] < q_len)
 
 
-def attention(q: Any, k: Any, v: Any, out: Any, causal: bool) -> None:
-    """Contiguous fp16 `[batch, heads, length, head_dim]`; causal for equal lengths."""
+def attention(q: Any, k: Any, v: Any, out: Any, lengths: Any, *, causal: bool, padded: bool) -> None:
+    """Contiguous fp16 `[batch, heads, length, head_dim]`; causal for equal lengths; `lengths` int32 `[batch]`."""
     batch, heads, q_len, head_dim = q.shape
     grid = (triton.cdiv(q_len, TILE_QUERIES), batch * heads)
     _kernel[grid](
@@ -60,11 +65,14 @@ def attention(q: Any, k: Any, v: Any, out: Any, causal: bool) -> None:
         k,
         v,
         out,
+        lengths,
         head_dim**-0.5,
         q_len,
         k.shape[2],
+        heads,
         HEAD_DIM=head_dim,
         CAUSAL=causal,
+        PADDED=padded,
         QUERIES=TILE_QUERIES,
         KEYS=TILE_KEYS,
     )

@@ -379,7 +379,7 @@ struct Split {
   static constexpr int kRow = D + 8;
   static constexpr int kStage = 2 * kKeys * kRow;
   static constexpr int kSharedBytes = kWarps * 2 * kStage * 2;
-  static constexpr int kResident = D == 32 ? 6 : D == 64 || D == 96 ? 5 : 4;
+  static constexpr int kResident = D == 32 ? 6 : D == 64 ? 5 - kFewerResident : D == 96 ? 5 : 4;
   static constexpr int kResidentBiased = D == 32 || D == 64 || D == 128 ? 4 : D == 96 ? 5 : 3;
   static constexpr int kPart = kRows * kRow;            // floats: a warp's accumulators, when the warps are joined
   static_assert(kWarps * (kPart + 2 * kRows) * 4 <= kSharedBytes, "the parts take the place of the stages");

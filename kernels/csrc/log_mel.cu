@@ -502,16 +502,17 @@ __device__ __forceinline__ void stream(const LogMelStream& p) {
 }  // namespace
 
 // Streams that a multiprocessor is to hold: as many as its registers allow with nothing spilled (ptxas of CUDA 13.0).
-constexpr int resident_streams(int fft_size) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-  return fft_size == 2048 ? 2 : 5;
+template <int kFft>
+struct Resident {
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 900 || __CUDA_ARCH__ < 750)
+  static constexpr int kStreams = kFft == 2048 ? 2 : 5;
 #else
-  return fft_size == 2048 ? 3 : 5;
+  static constexpr int kStreams = kFft == 2048 ? 3 : 5;
 #endif
-}
+};
 
 #define EDGEMM_LOG_MEL_STREAM(N) \
-  EDGEMM_KERNEL_RESIDENT(edgemm_log_mel_stream_##N, LogMelStream, kWarps * 32, resident_streams(N)) { stream<N>(p); }
+  EDGEMM_KERNEL_RESIDENT(edgemm_log_mel_stream_##N, LogMelStream, kWarps * 32, Resident<N>::kStreams) { stream<N>(p); }
 #define EDGEMM_LOG_MEL(N)                                                       \
   EDGEMM_KERNEL(edgemm_log_mel_##N, LogMelBatch, kWarps * 32) { batch<N>(p); }  \
   EDGEMM_LOG_MEL_STREAM(N)

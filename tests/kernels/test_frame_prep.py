@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import av
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from require import require
 
 from edgemm.errors import KernelError, UsageError
 from edgemm.frontend.image import Image, place
@@ -256,6 +256,7 @@ def test_opencv_makes_gray_alike() -> None:
 @pytest.mark.parametrize("full_range", [False, True])
 @pytest.mark.parametrize("matrix", ["bt601", "bt709"])
 def test_libswscale_converts_alike(matrix: Any, full_range: bool) -> None:
+    av = require("av", "test", "pip install av")
     frame = FrameFormat("nv12", 32, 16, matrix=matrix, full_range=full_range)
     for y, u, v in ((81, 90, 240), (145, 54, 34), (41, 240, 110), (180, 128, 128), (235, 120, 140)):
         planes = [np.full((16, 32), y, np.uint8), np.tile(np.array([u, v], np.uint8), (8, 16))]

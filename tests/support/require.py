@@ -9,15 +9,16 @@ from types import ModuleType
 import pytest
 
 
-def require(module: str, extra: str) -> ModuleType:
-    """Import `module`, or skip with the extra that installs it.
+def require(module: str, extra: str, install: str = "") -> ModuleType:
+    """Import `module`, or skip with the extra that installs it, or with `install` for a dependency group's.
 
-    `EDGEMM_CI_REQUIRE` holds extras, separated by commas, whose absence is a failure: CI installs them.
+    `EDGEMM_CI_REQUIRE` holds extras and groups, separated by commas, whose absence is a failure: CI installs them.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        reason = f'needs {module} ({error}): pip install "edgemm[{extra}]"'
+        remedy = install or f'pip install "edgemm[{extra}]"'
+        reason = f"needs {module} ({error}): {remedy}"
         if required(extra):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason, allow_module_level=True)

@@ -304,7 +304,7 @@ BUGS = [
         HEADER,
         "if (key >= low && key <= high) s[",
         "if (key >= low) s[",
-        f"{MANY}[address]",
+        f"{FEW}[address]",
         "address sanitizer stopped.*overflow",
     ),
     Planted(
