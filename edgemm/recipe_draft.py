@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from edgemm.options import SpectrumOptions
 from edgemm.types import StatePair, TensorSpec
 
 _STATE_WORDS = re.compile(r"state|hidden|cache|memory|^[hc](_?[0n]|_?in|_?out)?$|^past|^present|lstm|gru|rnn", re.I)
+_PROBABILITY_WORDS = re.compile(r"softmax|prob|sigmoid", re.I)
 _COMMON_MELS = (40, 64, 80, 96, 128)
+_SPECTRUM_BINS = tuple(2**power + 1 for power in range(7, 12))
+_CHANNELS = (1, 3)
+
+_UNKNOWN_SIDE, _UNKNOWN_SAMPLES, _UNKNOWN_FRAMES = 224, 16000, 100
+"""What stands for the sizes that a graph leaves open: pixels, samples, frames of a front end."""
+
+_UNKNOWN_BLOCK = 512
+"""Samples of a model that carries a state: it is stepped with short blocks."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +29,9 @@ class _Draft:
 
     lines: list[str]
     stream: str | None = None
+    hop: str = "100 ms"
+    sizes: dict[int, int] = field(default_factory=dict)
+    """By axis, what was taken for a size that the graph leaves open; others are 1."""
 
 
 def draft(file: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
@@ -26,7 +40,8 @@ def draft(file: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     state_inputs = {pair.input for pair in states}
     state_outputs = {pair.output for pair in states}
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", file.rsplit("/", 1)[-1].removesuffix(".onnx")).strip("-") or "model"
-    drafts = {spec.name: _input(spec) for spec in inputs if spec.name not in state_inputs}
+    block = _UNKNOWN_BLOCK if states else _UNKNOWN_SAMPLES
+    drafts = {spec.name: _input(spec, block) for spec in inputs if spec.name not in state_inputs}
     streams = {d.stream for d in drafts.values() if d.stream}
     lines = [
         f"# Recipe for {file}, drafted from its inputs and outputs. Lines marked GUESS want your eye.",
@@ -51,10 +66,12 @@ def draft(file: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
         f'file = "{file}"',
     ]
     if streams:
-        lines.append('hop = "100 ms"   # GUESS: time from one step to the next')
-    lines += _dims(inputs)
+        hops = {d.hop for d in drafts.values() if d.stream}
+        hop = hops.pop() if len(hops) == 1 else _Draft.hop
+        lines.append(f'hop = "{hop}"   # GUESS: time from one step to the next')
+    lines += _dims(inputs, {name: d.sizes for name, d in drafts.items()})
     for pair in states:
-        lines.append(f"# GUESS: same shape and dtype, and the names look alike: {pair.output} is fed back")
+        lines.append(f"# GUESS: of the same shape and dtype: {pair.output} is fed back as {pair.input}")
     if states:
         pairs = ", ".join(f'{{ input = "{pair.input}", output = "{pair.output}" }}' for pair in states)
         lines.append(f"state = [{pairs}]")
@@ -68,22 +85,32 @@ def draft(file: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 
 
 def guess_states(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tuple[StatePair, ...]:
-    """Pair outputs with inputs that look like the same state: same dtype, shapes that agree, names alike."""
+    """Pair outputs with inputs that look like the same state: same dtype, shapes that agree, and names alike.
+
+    Behind the first input and the first output, which are what the model is for, the same fixed shape will do.
+    """
     pairs: list[StatePair] = []
     taken: set[str] = set()
-    for spec in inputs:
+    for number, spec in enumerate(inputs):
         candidates = [
             o
             for o in outputs
             if o.name not in taken and o.dtype == spec.dtype and len(o.shape) > 0 and _same_shape(spec, o)
         ]
-        if not candidates or not _STATE_WORDS.search(spec.name):
+        behind = number > 0 and spec.is_static and math.prod(_sizes(spec)) > 1
+        if behind:
+            candidates = [o for o in candidates if _STATE_WORDS.search(spec.name) or o is not outputs[0]]
+        if not candidates or not (behind or _STATE_WORDS.search(spec.name)):
             continue
         best = max(candidates, key=lambda o: _likeness(spec.name, o.name))
-        if _STATE_WORDS.search(best.name) or _likeness(spec.name, best.name) > 0:
+        if behind or _STATE_WORDS.search(best.name) or _likeness(spec.name, best.name) > 0:
             pairs.append(StatePair(spec.name, best.name))
             taken.add(best.name)
     return tuple(pairs)
+
+
+def _sizes(spec: TensorSpec) -> list[int]:
+    return [d for d in spec.shape if isinstance(d, int)]
 
 
 def _same_shape(a: TensorSpec, b: TensorSpec) -> bool:
@@ -102,76 +129,110 @@ def _likeness(a: str, b: str) -> int:
     return count
 
 
-def _dims(inputs: Sequence[TensorSpec]) -> Iterator[str]:
-    names = sorted({d for spec in inputs for d in spec.shape if isinstance(d, str)})
-    if names:
-        sizes = ", ".join(f"{_key(n)} = 1" for n in names)
-        yield f"dims = {{ {sizes} }}   # GUESS: sizes of the symbolic dimensions"
+def _dims(inputs: Sequence[TensorSpec], chosen: Mapping[str, Mapping[int, int]]) -> Iterator[str]:
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        for axis, dim in enumerate(spec.shape):
+            if not isinstance(dim, int):
+                name = dim or f"{spec.name}_dim{axis}"
+                sizes[name] = max(sizes.get(name, 1), chosen.get(spec.name, {}).get(axis, 1))
+    if sizes:
+        listed = ", ".join(f"{_key(name)} = {size}" for name, size in sorted(sizes.items()))
+        yield f"dims = {{ {listed} }}   # GUESS: sizes of the dimensions that the graph leaves open"
 
 
-def _input(spec: TensorSpec) -> _Draft:
+def _input(spec: TensorSpec, block: int) -> _Draft:
     shape = [d if isinstance(d, int) else None for d in spec.shape]
-    while len(shape) > 2 and shape[0] in (1, None):
-        shape = shape[1:]  # batch, and the frame axis of a single picture
-    sizes = [d for d in shape if d is not None]
-    if all(d == 1 for d in sizes) and len(sizes) == len(shape) and len(spec.shape) <= 1:
+    if math.prod(_sizes(spec)) == 1 and None not in shape and len(shape) <= 1:
         return _Draft([f"value = {16000 if 'int' in spec.dtype else 1.0}   # GUESS: a constant, like the sample rate"])
     if "float" not in spec.dtype:
         return _Draft([f"value = 0   # GUESS: {spec.dtype} comes from no stream; name its source or a constant"])
-    if len(shape) == 2 and any(d in _COMMON_MELS for d in sizes):
-        return _mel(shape)
-    if len(shape) <= 2:
-        return _samples(shape)
-    if len(shape) in (3, 4):
-        return _pictures(shape)
+    if len(shape) >= 4 and (shape[-1] in _CHANNELS or shape[-3] in _CHANNELS) and 1 not in shape[-2:]:
+        return _pictures(shape, len(shape) - 4)
+    first = 0
+    while len(shape) - first > 2 and shape[first] in (1, None):
+        first += 1  # batch, and the frame axis of a single picture
+    inner = shape[first:]
+    if len(inner) == 2 and any(d in _COMMON_MELS for d in inner):
+        return _mel(inner, first)
+    if len(inner) <= 2 and inner[-1] in _SPECTRUM_BINS:
+        return _spectrum(inner, first)
+    if len(inner) <= 2:
+        return _samples(inner, first, block)
+    if len(inner) in (3, 4):
+        return _pictures(shape, first)
     return _Draft(["value = 0.0   # GUESS: this shape fits no front end; name its source"])
 
 
-def _mel(shape: list[int | None]) -> _Draft:
+def _mel(shape: list[int | None], first: int) -> _Draft:
     mels_first = shape[0] in _COMMON_MELS
     mels, frames = (shape[0], shape[1]) if mels_first else (shape[1], shape[0])
     return _Draft(
         [
             'stream = "mic"',
-            f'window = "{frames or 100} frames"' + ("" if frames else "   # GUESS"),
+            f'window = "{frames or _UNKNOWN_FRAMES} frames"' + ("" if frames else "   # GUESS"),
             *(["time_axis = 1   # the tensor is [mels, frames]"] if mels_first else []),
             f"log_mel = {{ n_mels = {mels} }}   # GUESS: Kaldi's log-mel; give the options of your training",
         ],
         "mic",
+        sizes={first + (1 if mels_first else 0): _UNKNOWN_FRAMES},
     )
 
 
-def _samples(shape: list[int | None]) -> _Draft:
-    count = shape[-1]
+def _spectrum(shape: list[int | None], first: int) -> _Draft:
+    frames = (shape[0] or 1) if len(shape) == 2 else 1
+    size = 2 * ((shape[-1] or 0) - 1)
+    options = "" if size == SpectrumOptions.fft_size else f" window_samples = {size}, fft_size = {size} "
     return _Draft(
         [
             'stream = "mic"',
-            f'window = "{count or 16000} samples"' + ("   # GUESS: raw sound" if count else "   # GUESS"),
+            f'window = "{frames} frames"',
+            f"spectrum = {{{options}}}   # GUESS: magnitudes; give the window, hop_samples and power of your training",
         ],
         "mic",
+        f"{SpectrumOptions.hop_samples} samples",
     )
 
 
-def _pictures(shape: list[int | None]) -> _Draft:
-    hwc = shape[-1] in (1, 3) and shape[-3] not in (1, 3)
-    height, width, channels = (shape[-3:]) if hwc else (shape[-2], shape[-1], shape[-3])
-    options = [f"width = {width or 224}", f"height = {height or 224}"]
-    if channels == 1 or (len(shape) == 3 and channels not in (1, 3)):
+def _samples(shape: list[int | None], first: int, block: int) -> _Draft:
+    count = shape[-1]
+    samples = count or block
+    return _Draft(
+        [
+            'stream = "mic"',
+            f'window = "{samples} samples"   # GUESS' + (": raw sound" if count else ""),
+        ],
+        "mic",
+        # Without overlap, and ten times a second where a step sees a second or more.
+        f"{samples} samples" if samples < _UNKNOWN_SAMPLES else _Draft.hop,
+        {first + len(shape) - 1: samples},
+    )
+
+
+def _pictures(shape: list[int | None], first: int) -> _Draft:
+    inner = shape[first:]
+    hwc = inner[-1] in _CHANNELS and inner[-3] not in _CHANNELS
+    height, width, channels = (inner[-3:]) if hwc else (inner[-2], inner[-1], inner[-3])
+    options = [f"width = {width or _UNKNOWN_SIDE}", f"height = {height or _UNKNOWN_SIDE}"]
+    if channels == 1 or (len(inner) == 3 and channels not in _CHANNELS):
         options.append('color = "gray"')
     if hwc:
         options.append('layout = "hwc"')
     lines = ['stream = "camera"']
-    frames = shape[0] if len(shape) == 4 else (channels if channels not in (1, 3) else None)
+    frames = inner[0] if len(inner) == 4 else (channels if channels not in _CHANNELS else None)
     if frames and frames > 1:
         lines += [f'window = "{frames} frames"', 'spacing = "40 ms"   # GUESS']
     lines.append(f"image = {{ {', '.join(options)} }}   # GUESS: give the scale, mean and std of your training")
-    return _Draft(lines, "camera")
+    sides = (len(shape) - 3, len(shape) - 2) if hwc else (len(shape) - 2, len(shape) - 1)
+    return _Draft(lines, "camera", "40 ms", dict.fromkeys(sides, _UNKNOWN_SIDE))
 
 
 def _output(spec: TensorSpec) -> list[str]:
     last = spec.shape[-1] if spec.shape else 1
     if last == 1:
         return ['decode = "threshold"   # GUESS: a probability; "sigmoid" for a logit', "threshold = 0.5"]
+    if _PROBABILITY_WORDS.search(spec.name) and isinstance(last, int) and len(spec.shape) <= 2:
+        return ['decode = "argmax"   # GUESS: probabilities, by the name; "softmax" for logits', "labels = []"]
     if isinstance(last, int) and len(spec.shape) == 2 and last <= 1000:
         return ['decode = "softmax"   # GUESS: logits; "argmax" for probabilities', "labels = []"]
     return ['decode = "raw"   # or softmax, argmax, sigmoid, threshold, embedding']

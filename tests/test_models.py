@@ -14,6 +14,9 @@ import pytest
 
 import edgemm
 from edgemm import recipe as recipes
+from edgemm.errors import RecipeError
+from edgemm.graph import load
+from edgemm.recipe_draft import draft
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
@@ -107,6 +110,27 @@ def test_every_picture_of_a_folder_gets_a_result(name: str, data: Path, tmp_path
     edgemm.build(tmp_path / "rapidocr_det.toml", tmp_path / "out.edgemm", precision="fp32")
     results = edgemm.run(tmp_path / "out.edgemm", input=tmp_path / name).results
     assert len(results) == len(list((tmp_path / name).iterdir()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"magika"}))
+def test_a_drafted_recipe_builds_and_runs(name: str, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes((data / "packages" / CASES[name].file).read_bytes())
+    graph = load(tmp_path / "m.onnx")
+    (tmp_path / "m.toml").write_text(draft("m.onnx", graph.inputs, graph.outputs))
+    edgemm.build(tmp_path / "m.toml", tmp_path / "m.edgemm", precision="fp32")
+    results = edgemm.run(tmp_path / "m.edgemm", input="synthetic", clock="virtual", duration_s=0.3).results
+    assert len(results) >= 2
+
+
+@pytest.mark.slow
+def test_a_drafted_recipe_of_what_no_stream_feeds_says_so(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes((data / "packages" / CASES["magika"].file).read_bytes())
+    graph = load(tmp_path / "m.onnx")
+    (tmp_path / "m.toml").write_text(draft("m.onnx", graph.inputs, graph.outputs))
+    edgemm.build(tmp_path / "m.toml", tmp_path / "m.edgemm", precision="fp32")
+    with pytest.raises(RecipeError, match="has no model that reads a stream"):
+        edgemm.run(tmp_path / "m.edgemm", input="synthetic")
 
 
 @pytest.mark.slow

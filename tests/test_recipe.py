@@ -246,6 +246,19 @@ GRAPHS = {
     "gray film": ([TensorSpec("v", F, (1, 8, 32, 32))], [TensorSpec("y", F, (1, 1))], {"v": "8 frames"}),
     "film": ([TensorSpec("v", F, (1, 16, 3, 112, 112))], [TensorSpec("y", F, (1, 400))], {"v": "16 frames"}),
     "tokens": ([TensorSpec("ids", "int64", (1, 128))], [TensorSpec("y", F, (1, 4))], {"ids": "value"}),
+    "silero as shipped": (
+        [TensorSpec("input", F, (None, None)), TensorSpec("state", F, (2, None, 128)), TensorSpec("sr", "int64", ())],
+        [TensorSpec("output", F, (None, 1)), TensorSpec("stateN", F, (None, None, None))],
+        {"input": "512 samples", "sr": "value"},
+    ),
+    "a second": ([TensorSpec("x", F, (1, "n"))], [TensorSpec("y", F, (1, 5))], {"x": "16000 samples"}),
+    "spectrum": ([TensorSpec("x", F, (1, 1, 257))], [TensorSpec("mask", F, (1, 1, 257))], {"x": "spectrum = {}"}),
+    "large spectrum": ([TensorSpec("x", F, (1, 8, 513))], [TensorSpec("y", F, (1, 2))], {"x": "fft_size = 1024"}),
+    "any picture": (
+        [TensorSpec("x", F, ("n", "high", "wide", 3))],
+        [TensorSpec("y", F, ("n", 4, 4, 2))],
+        {"x": "width = 224, height = 224, layout"},
+    ),
     "odd": ([TensorSpec("x", F, (1, 2, 3, 4, 5, 6, 7))], [TensorSpec("y/z:0", F, ())], {"x": "value"}),
 }
 
@@ -268,3 +281,34 @@ def test_states_are_guessed_by_shape_and_name() -> None:
     outputs = [TensorSpec("y", F, (1, 4)), TensorSpec("hn", F, (1, 8)), TensorSpec("cn", F, (1, 8))]
     assert guess_states(inputs, outputs) == (StatePair("h0", "hn"), StatePair("c0", "cn"))
     assert guess_states(inputs[:1], outputs[:1]) == ()
+
+
+def test_states_are_guessed_by_shape_alone_behind_what_the_model_is_for() -> None:
+    inputs = [TensorSpec("input_2", F, (1, 1, 257)), TensorSpec("input_3", F, (1, 2, 128, 2))]
+    outputs = [TensorSpec("activation", F, (1, 1, 257)), TensorSpec("stack", F, ("n", 2, 128, 2))]
+    assert guess_states(inputs, outputs) == (StatePair("input_3", "stack"),)
+    assert guess_states(inputs[:1], outputs) == (), "a mask of the shape of its input is no state"
+    pictures = [TensorSpec("left", F, (1, 3, 8, 8)), TensorSpec("right", F, (1, 3, 8, 8))]
+    assert guess_states(pictures, [TensorSpec("depth", F, (1, 3, 8, 8))]) == ()
+    assert guess_states([TensorSpec("x", F, (1, 4)), TensorSpec("scale", F, (1,))], [TensorSpec("y", F, (1, 4)),
+                        TensorSpec("z", F, (1,))]) == (), "a single number is none"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ([TensorSpec("x", F, ("n", 3, "high", "wide"))], ["high = 224, n = 1, wide = 224", 'hop = "40 ms"']),
+        ([TensorSpec("x", F, (None, None))], ["x_dim0 = 1, x_dim1 = 16000", 'hop = "100 ms"']),
+        ([TensorSpec("x", F, (1, 40, "t"))], ["t = 100", 'hop = "100 ms"']),
+        ([TensorSpec("x", F, (1, 576))], ['hop = "576 samples"']),
+        ([TensorSpec("x", F, (1, 1, 257))], ['hop = "128 samples"']),
+        ([TensorSpec("x", F, (1, 576)), TensorSpec("v", F, (1, 3, 8, 8))], ['hop = "100 ms"']),
+    ],
+)
+def test_sizes_that_a_graph_leaves_open_and_the_hop_go_with_the_inputs(
+    inputs: list[TensorSpec], expected: list[str]
+) -> None:
+    text = draft("m.onnx", inputs, [TensorSpec("softmax_2", F, (1, 2))])
+    for words in expected:
+        assert words in text
+    assert 'decode = "argmax"' in text
