@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +31,7 @@ def open_sources(
     mic: Device = None,
     camera: Device | Mapping[str, Device] = None,
     pixel_format: str | None = None,
+    camera_options: Mapping[str, str] | None = None,
     fps: float = 25.0,
 ) -> list[Source]:
     """The sources, not yet entered, that deliver the streams which the recipe's models read.
@@ -55,11 +57,11 @@ def open_sources(
             if not named:
                 cameras = ", ".join(want.name for want in wants if isinstance(want, VideoWant)) or "none"
                 raise UsageError(f'A camera was given for "{name}"; the recipe\'s models read the cameras: {cameras}.')
-            devices.append(_camera(recipe, named[0], None if device is True else device, pixel_format))
+            devices.append(_camera(recipe, named[0], None if device is True else device, pixel_format, camera_options))
             wants.remove(named[0])
     elif camera is not None and camera is not False:
         video = _only([want for want in wants if isinstance(want, VideoWant)], "camera", "picture")
-        devices.append(_camera(recipe, video, None if camera is True else camera, pixel_format))
+        devices.append(_camera(recipe, video, None if camera is True else camera, pixel_format, camera_options))
         wants.remove(video)
     if input is None:
         if wants:
@@ -92,14 +94,21 @@ def _only(wants: Sequence[T], device: str, stream: str) -> T:
     return wants[0]
 
 
-def _camera(recipe: Recipe, want: VideoWant, device: str | int | None, pixel_format: str | None) -> Source:
+def _camera(
+    recipe: Recipe,
+    want: VideoWant,
+    device: str | int | None,
+    pixel_format: str | None,
+    options: Mapping[str, str] | None,
+) -> Source:
     if isinstance(device, str) and Path(device).is_file():
         return MediaSource(device, [want])
     stream = recipe.streams[want.name]
-    mode = CameraMode(pixel_format=pixel_format)
+    mode = CameraMode(pixel_format=pixel_format, controls=tuple((options or {}).items()))
     if isinstance(stream, VideoStream):
         # The rate is only asked for beside a size: a device that lacks it in its default size refuses altogether.
-        mode = CameraMode(stream.width, stream.height, stream.fps if stream.width else None, pixel_format)
+        fps = stream.fps if stream.width else None
+        mode = replace(mode, width=stream.width, height=stream.height, fps=fps)
     return open_camera(device, want, mode)
 
 

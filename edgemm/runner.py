@@ -53,6 +53,7 @@ def run(
     mic: Device = None,
     camera: Device | Mapping[str, Device] = None,
     pixel_format: str | None = None,
+    camera_options: Mapping[str, str] | None = None,
     sync_offset: bool = True,
     clock: ClockName | None = None,
     record: str | Path | None = None,
@@ -77,7 +78,8 @@ def run(
     "wall" where a source is live.
 
     `mic` and `camera` are live: the recipe's sound comes from a microphone (its name or index), its pictures from a
-    camera (`/dev/videoN`, N, a URL, `csi:N`, `gst:PIPELINE`, or a file, which is paced; V4L2 in `pixel_format`); a
+    camera (`/dev/videoN`, N, a URL, `csi:N`, `gst:PIPELINE`, or a file, which is paced; V4L2 in
+    `pixel_format`, and with `camera_options`, its controls by name); a
     mapping gives a camera to each of several streams.
     Streams that neither gives come from `input`. A device that goes away ends its stream until it is back. What
     `edgemm calibrate-sync` measured of the pair is taken off its times, unless `sync_offset` is False.
@@ -99,7 +101,9 @@ def run(
                 "A recording is replayed by itself: without --input, --mic, --camera, --record and --clock."
             )
         return _run_recording(opened, recording, sinks, engine, precision, threads, recorder, on_feeds)
-    sources = open_sources(recipe, input, mic=mic, camera=camera, pixel_format=pixel_format, fps=fps)
+    sources = open_sources(
+        recipe, input, mic=mic, camera=camera, pixel_format=pixel_format, camera_options=camera_options, fps=fps
+    )
     is_live = any(source.live for source in sources)
     if is_live and clock == "virtual":
         raise UsageError("A live source keeps its own time: run it on the wall clock (--clock wall).")

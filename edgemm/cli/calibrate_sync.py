@@ -20,6 +20,9 @@ def calibrate_sync(
     pixel_format: Annotated[
         str | None, typer.Option(help="What a V4L2 camera sends: mjpeg, yuyv422, nv12.", metavar="FORMAT")
     ] = None,
+    camera_option: Annotated[
+        list[str] | None, typer.Option(help="Set a V4L2 control; can be repeated.", metavar="NAME=VALUE")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=5, help="How long to watch and listen; how long a clip is.")] = 30.0,
     make: Annotated[
         Path | None, typer.Option(help="Write the clip to play, .mp4 or .mkv, and do nothing else.", metavar="FILE")
@@ -45,6 +48,7 @@ def calibrate_sync(
     The offset of the screen that plays it is part of what is measured: most phones are within 20 ms.
     """
     from edgemm import calibrate_sync as sync
+    from edgemm.cli.run import camera_options
     from edgemm.errors import UsageError
     from edgemm.stream.sources.camera import CameraMode
     from edgemm.stream.sources.flash_beep_clip import write_flash_beep
@@ -61,7 +65,7 @@ def calibrate_sync(
     if input_ is not None:
         report = sync.measure_file(input_)
     else:
-        mode = CameraMode(pixel_format=pixel_format)
+        mode = CameraMode(pixel_format=pixel_format, controls=tuple(camera_options(camera_option).items()))
         if forget:
             known = sync.forget_rig(mic_device, camera_device, mode=mode)
             typer.echo("Forgotten." if known else "Nothing is known of this microphone and camera.")

@@ -85,6 +85,10 @@ def run(
     pixel_format: Annotated[
         str | None, typer.Option(help="What a V4L2 camera sends: mjpeg, yuyv422, nv12.", metavar="FORMAT")
     ] = None,
+    camera_option: Annotated[
+        list[str] | None,
+        typer.Option(help="Set a V4L2 control, as `edgemm devices` lists them; can be repeated.", metavar="NAME=VALUE"),
+    ] = None,
     sync_offset: Annotated[
         bool, typer.Option(help="Take off what `edgemm calibrate-sync` measured of the microphone and the camera.")
     ] = True,
@@ -217,6 +221,7 @@ def run(
         mic=mic_device or mic,
         camera=_cameras(camera_device) if camera_device else camera,
         pixel_format=pixel_format,
+        camera_options=camera_options(camera_option),
         sync_offset=sync_offset,
         clock=None if clock is None else clock.value,
         record=record,
@@ -275,3 +280,16 @@ def _cameras(devices: list[str]) -> str | dict[str, str]:
             "expected --camera-device STREAM=CAMERA for each."
         )
     return {found[1]: found[2] for found in named if found is not None}
+
+
+def camera_options(given: list[str] | None) -> dict[str, str]:
+    """NAME=VALUE pairs as a table. Raises UsageError."""
+    from edgemm.errors import UsageError
+
+    options: dict[str, str] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise UsageError(f'--camera-option "{text}": expected NAME=VALUE, e.g. exposure_time_absolute=200')
+        options[name.strip()] = value.strip()
+    return options

@@ -77,7 +77,6 @@ def test_an_hour_of_drift_leaves_milliseconds_between_sound_and_picture(ppm: flo
     skew = np.interp(shown_ns, true_ns, sound) - picture
     # The first two seconds have little to go by; from then on it is bounded.
     skew = np.abs(skew[20:]) / MS
-    print(f"{ppm:+} ppm: worst {skew.max():.2f} ms, p99 {np.percentile(skew, 99):.2f} ms")
     assert skew.max() < 5
     assert np.percentile(skew, 99) < 2
 

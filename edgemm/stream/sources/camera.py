@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgemm.errors import SourceError
+from edgemm.errors import SourceError, UsageError
 from edgemm.stream.drift import ClockFit, ClockReport
 from edgemm.stream.frames import Color, Event, Lost, StreamInfo, VideoFrame, ns
 from edgemm.stream.sources.protocol import RigSource, VideoWant
@@ -46,6 +46,8 @@ class CameraMode:
     fps: float | None = None
     pixel_format: str | None = None
     """V4L2's input format as FFmpeg names it: mjpeg, yuyv422, nv12."""
+    controls: tuple[tuple[str, str], ...] = ()
+    """Names and values of V4L2 controls, set in this order whenever the camera is opened."""
 
 
 class Reader(Protocol):
@@ -155,6 +157,10 @@ def open_camera(device: str | int | None, want: VideoWant, mode: CameraMode | No
     mode = mode or CameraMode()
     text = "" if device is None else str(device)
     reader: Reader
+    if mode.controls and (text.startswith(("gst:", "csi:")) or "://" in text):
+        raise UsageError(
+            f'"{text}" takes no --camera-option: only V4L2 cameras do. Set it in the camera, or in the pipeline.'
+        )
     if text.startswith("gst:"):
         reader = GStreamerReader(want, text.removeprefix("gst:"))
     elif text.startswith("csi:"):

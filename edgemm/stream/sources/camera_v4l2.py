@@ -14,6 +14,7 @@ from edgemm.stream.frames import StreamInfo
 from edgemm.stream.sources.camera import CameraMode, Shot, pixel_format
 from edgemm.stream.sources.protocol import VideoWant
 from edgemm.stream.sources.v4l2 import camera_identity
+from edgemm.stream.sources.v4l2_controls import set_controls
 
 MONOTONIC_NS = 10_000_000_000
 """Timestamps of V4L2 this close to the machine's monotonic clock are of that clock (nearly all drivers)."""
@@ -46,6 +47,8 @@ class V4l2Reader:
 
         _check_access(self.name)
         self._identity = camera_identity(self.name)
+        if self._mode.controls:
+            set_controls(self.name, self._mode.controls)
         try:
             container = av.open(self.name, format="v4l2", options=self._device_options())
         except (av.FFmpegError, OSError, ValueError) as error:

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from edgemm.errors import MissingExtraError, SourceError
-from edgemm.stream.clock import Clock
+from edgemm.stream.clock import Clock, WallClock
 from edgemm.stream.drift import ClockFit, ClockReport
 from edgemm.stream.frames import End, Event, StreamInfo
 from edgemm.stream.sources.level import Level, LevelMeter
@@ -66,6 +66,28 @@ def microphones() -> list[MicrophoneInfo]:
         return _list(audio)
     finally:
         audio.terminate()
+
+
+def listen(device: str | int | None, seconds: float) -> Level:
+    """How loud a microphone is: the loudest 0.3 s of `seconds`. Raises as MicrophoneSource does."""
+    with MicrophoneSource(AudioWant("level"), device) as source:
+        source.start(WallClock())
+        levels: list[Level] = []
+        # A timer, as a device that is silent gives no event at which to look at the clock.
+        timer = threading.Timer(seconds, source.stop)
+        timer.start()
+        for _ in source:
+            if source.level is not None and (not levels or source.level is not levels[-1]):
+                levels.append(source.level)
+        timer.cancel()
+    if not levels:
+        raise SourceError(f"The microphone gave no sound for {seconds:g} s. Choose another device: edgemm devices")
+    return Level(
+        max(level.peak_dbfs for level in levels),
+        max(level.rms_dbfs for level in levels),
+        sum(level.clipped for level in levels),
+        levels[-1].zeros_s,
+    )
 
 
 def open_microphone(device: str | int | None, want: AudioWant) -> RigSource:

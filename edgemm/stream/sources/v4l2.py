@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgemm.errors import SourceError
+from edgemm.stream.sources.v4l2_controls import V4l2Control, controls
 
 _CAPTURE = 1
 """V4L2_BUF_TYPE_VIDEO_CAPTURE and V4L2_CAP_VIDEO_CAPTURE."""
@@ -97,6 +98,8 @@ class CameraInfo:
     path: str
     name: str
     modes: tuple[V4l2Mode, ...]
+    controls: tuple[V4l2Control, ...] = ()
+    """What can be set on it."""
     problem: str | None = None
     """Why its modes could not be asked for, e.g. permission denied."""
 
@@ -150,16 +153,17 @@ def _ask(path: Path) -> CameraInfo | None:
     try:
         file = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     except OSError as error:
-        return CameraInfo(str(path), "?", (), error.strerror)
+        return CameraInfo(str(path), "?", (), problem=error.strerror)
     try:
         capability = _Capability()
         fcntl.ioctl(file, _QUERYCAP, capability)
         has_own = capability.capabilities & _HAS_DEVICE_CAPS
         if not (capability.device_caps if has_own else capability.capabilities) & _CAPTURE:
             return None
-        return CameraInfo(str(path), capability.card.decode(errors="replace"), tuple(_modes(file)))
+        card = capability.card.decode(errors="replace")
+        return CameraInfo(str(path), card, tuple(_modes(file)), tuple(controls(file)))
     except OSError as error:
-        return CameraInfo(str(path), "?", (), f"no V4L2 device: {error.strerror}")
+        return CameraInfo(str(path), "?", (), problem=f"no V4L2 device: {error.strerror}")
     finally:
         os.close(file)
 
