@@ -4,12 +4,11 @@
 
 A process of its own is the camera: it draws the machine's monotonic time into each picture as 64 black and white fields
 and serves them at once as RTSP (640 x 480 JPEG, 25 a second, over TCP), as an IP camera does. Whoever takes part reads
-that URL, scales to 224 x 224 and runs the same ONNX model on onnxruntime with one thread. Before each inference the time
-is read off the very tensor that is fed; the age is from there to when the result is in hand: drawing, JPEG, network,
-decoding, waiting, scaling and inference. CPU is that of the process. The first three seconds are not
-judged.
+that URL, scales to 224 x 224 and runs the same ONNX model on onnxruntime with one thread. Before each inference the
+time is read off the very tensor that is fed; the age is from there to when the result is in hand: drawing, JPEG,
+network, decoding, waiting, scaling and inference. CPU is that of the process. The first three seconds are not judged.
 
-    edgemm            `edgemm.run(bundle, camera=URL)`, hop = "40 ms", policy = "latest"
+    edgemm            `edgemm.run(bundle, camera=URL)`, hop = "1 frames", policy = "latest"
     gstreamer         rtspsrc latency=0, appsink drop=true max-buffers=1 sync=false: all that can be done for low delay
     gstreamer-plain   rtspsrc and appsink as they come: every picture, 2 s of jitter buffer
     opencv            cv2.VideoCapture(URL), read, run, again: the usual script
@@ -54,8 +53,8 @@ MEDIA = "/usr/lib/python3/dist-packages"
 """Where Debian and Ubuntu keep the Python module gi."""
 PIPELINES = {
     "gstreamer": (
-        "rtspsrc location={url} protocols=tcp latency=0 ! rtpjpegdepay ! jpegdec ! videoconvert ! video/x-raw,format=RGB "
-        "! appsink name=sink drop=true max-buffers=1 sync=false"
+        "rtspsrc location={url} protocols=tcp latency=0 ! rtpjpegdepay ! jpegdec ! videoconvert "
+        "! video/x-raw,format=RGB ! appsink name=sink drop=true max-buffers=1 sync=false"
     ),
     "gstreamer-plain": (
         "rtspsrc location={url} ! rtpjpegdepay ! jpegdec ! videoconvert ! video/x-raw,format=RGB ! appsink name=sink"
@@ -70,7 +69,7 @@ kind = "video"
 fps = {FPS}
 [models.eye]
 file = "eye.onnx"
-hop = "40 ms"
+hop = "1 frames"
 inputs.picture = {{ stream = "camera", image = {{ width = {SIDE}, height = {SIDE} }} }}
 outputs.scores = {{ decode = "softmax" }}
 """
@@ -254,7 +253,7 @@ def gstreamer_pictures(description: str) -> Iterator[np.ndarray]:
     try:
         while (sample := sink.try_pull_sample(10 * gst.SECOND)) is not None:
             buffer = sample.get_buffer()
-            mapped, data = buffer.map(gst.MapFlags.READ)
+            _, data = buffer.map(gst.MapFlags.READ)
             picture = np.frombuffer(data.data, np.uint8).reshape(HEIGHT, WIDTH, 3).copy()
             buffer.unmap(data)
             yield picture

@@ -26,8 +26,9 @@ from edgemm.inputs import open_sources
 from edgemm.profiler.percentiles import Percentiles
 from edgemm.runner import live
 from edgemm.session import Session, open_engines
-from edgemm.simulate import OVERLOAD, Times, simulate
+from edgemm.simulate import Times, simulate
 from edgemm.stream.clock import WallClock
+from edgemm.stream.scheduler import OVERLOAD
 
 HOME = Path(__file__).parents[1] / "calibration" / "av_digits"
 CLIP = HOME / "clip.mkv"

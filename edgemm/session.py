@@ -98,7 +98,8 @@ class Session:
 
     `engines` are entered, by model, and stay the caller's. `streams` is what the sources say of themselves (for the
     usual time between pictures). With the default clock, a VirtualClock, `push` and `finish` are all there is to
-    call, and equal frames give equal results; for a live session see `ingest`, `tick`, `steps` and `wake_ns`.
+    call, and equal frames give equal results; for a live session see `ingest`, `tick`, `steps` and `wake_ns`. A
+    degraded mode whose engine (`mode_key`) is not among `engines` is left out.
 
     Raises RecipeError if recipe and engines do not fit each other.
     """
@@ -436,12 +437,12 @@ class Session:
         return video.tensor if batch is None else batch
 
     def _add_modes(self, runner: _Runner, engines: Mapping[str, Engine]) -> None:
-        """Take the engines of the model's degraded modes, which must be fed and read as its own is."""
+        """Take the model's degraded modes; their engines must be fed and read as its own is."""
         for mode in runner.model.degrade:
             key = mode_key(runner.name, mode)
             engine = engines.get(key)
             if engine is None:
-                raise RecipeError(f'No engine was given for the degraded mode "{mode}" of "{runner.name}" ("{key}").')
+                continue
             for what, mine, other in (
                 ("inputs", runner.engine.inputs, engine.inputs),
                 ("outputs", runner.engine.outputs, engine.outputs),

@@ -35,7 +35,8 @@ from edgemm.inputs import SYNTHETIC, Media, open_sources, stream_wants
 from edgemm.profiler import report as reports
 from edgemm.profiler.percentiles import Percentiles
 from edgemm.profiler.report import ProfileReport
-from edgemm.session import Session, open_engines
+from edgemm.recipe import streamed
+from edgemm.session import Session, mode_key, open_engines
 from edgemm.stream.capture import FrameQueue
 from edgemm.stream.frames import AudioChunk, Event
 from edgemm.stream.results import Latency, Result, Summary
@@ -83,6 +84,8 @@ class SimulationReport:
     summary: Summary
     """The accounts of frames and steps; `results` if there was no sink to take them."""
     models: Mapping[str, ModelForecast]
+    notes: tuple[str, ...] = ()
+    """What of the recipe could not be simulated, and why."""
 
     def to_json(self) -> bytes:
         """The report without its results, as JSON, indented; times in ms, as in a run's summary."""
@@ -105,6 +108,7 @@ class SimulationReport:
             "scale": self.scale,
             "seed": self.seed,
             "forecast": models,
+            "notes": self.notes,
         }
         return msgspec.json.format(
             msgspec.json.encode({**msgspec.json.decode(self.summary.to_json()), **about}), indent=1
@@ -143,10 +147,19 @@ def simulate(
         for sink in sinks:
             stack.enter_context(sink)
         clock = SimulatedClock()
-        timed = {
-            name: TimedEngine(inner, clock, _step_times(found, name, scale, seed), _sounds_of(opened, name))
-            for name, inner in engines.items()
-        }
+        spent = {name: Spent(_sounds_of(opened, name)) for name in streamed(opened.recipe)}
+        timed: dict[str, Engine] = {}
+        notes: list[str] = []
+        for name, books in spent.items():
+            times = _step_times(found, name, scale, seed)
+            timed[name] = TimedEngine(engines[name], clock, times, books)
+            for mode in opened.recipe.models[name].degrade:
+                key = mode_key(name, mode)
+                if mode.precision is not None:
+                    notes.append(f'{name}: the mode "{mode}" is left out, as the profile does not tell its latency')
+                elif mode.model is not None and key not in timed:
+                    smaller = {**times, "inference": _step_times(found, mode.model, scale, seed)["inference"]}
+                    timed[key] = TimedEngine(engines[key], clock, smaller, books)
         sources = _sources(opened, input, duration_s, fps)
         for source in sources:
             stack.enter_context(source)
@@ -161,7 +174,7 @@ def simulate(
         results: list[Result] = []
         ages: dict[str, list[int]] = defaultdict(list)
         for result in _loop(session, queue, duration_s):
-            made = result.with_latency(timed[result.model].explain(result.latency, queue.spent_ns))
+            made = result.with_latency(spent[result.model].explain(result.latency, queue.spent_ns))
             if made.capture_ns is not None:
                 ages[made.model].append(made.made_ns - made.capture_ns)
             for sink in sinks:
@@ -177,9 +190,10 @@ def simulate(
         seed=seed,
         summary=summary,
         models={
-            name: _forecast(found.models[name].engine, summary, name, one.busy_ns, ages[name])
-            for name, one in timed.items()
+            name: _forecast(found.models[name].engine, summary, name, books.busy_ns, ages[name])
+            for name, books in spent.items()
         },
+        notes=tuple(notes),
     )
 
 
@@ -213,17 +227,45 @@ class Times:
         return round(float(np.interp(self._random.random(), self._SHARES, self._known_ns)))
 
 
+class Spent:
+    """What the steps of one model took; `sounds` are the streams of sound that it reads."""
+
+    def __init__(self, sounds: Sequence[str] = ()) -> None:
+        self._sounds = sounds
+        self._sound_ns = 0
+        self.last_ns: dict[str, int] = {}
+        """By stage, of the last step."""
+        self.busy_ns = 0
+
+    def explain(self, measured: Latency | None, sound_ns: Mapping[str, int]) -> Latency:
+        """The last step's latency, with the stages that were drawn in place of those measured here.
+
+        `sound_ns` is what the front ends of each stream's sound have taken until now.
+        """
+        if measured is None:
+            raise ValueError("a result of a session under a SimulatedClock has a latency")
+        until_ns = sum([sound_ns[name] for name in self._sounds])
+        sound, self._sound_ns = until_ns - self._sound_ns, until_ns
+        last = self.last_ns
+        return Latency(
+            sound_ns=sound,
+            queue_ns=measured.queue_ns,
+            front_end_ns=last.get("front_end", 0),
+            window_ns=last.get("window", 0),
+            inference_ns=last.get("inference", 0),
+            decode_ns=last.get("decode", 0),
+            total_ns=measured.total_ns,
+        )
+
+
 class TimedEngine:
     """An engine whose `run` takes as long, by a simulated clock, as all stages of a step were drawn."""
 
-    def __init__(self, inner: Engine, clock: SimulatedClock, times: Mapping[str, Times], sounds: Sequence[str]) -> None:
+    def __init__(self, inner: Engine, clock: SimulatedClock, times: Mapping[str, Times], spent: Spent) -> None:
         self._inner = inner
         self._clock = clock
         self._times = times
-        self._sounds = sounds
-        self._sound_ns = 0
-        self._last_ns: dict[str, int] = {}
-        self.busy_ns = 0
+        self._spent = spent
         self.name = inner.name
         self.device = inner.device
         self.fallback = inner.fallback
@@ -242,10 +284,11 @@ class TimedEngine:
     def run(self, feeds: Tensors) -> Tensors:
         """Run one step of the engine itself, and let the time pass that was drawn for it."""
         outputs = self._inner.run(feeds)
-        self._last_ns = {stage: times.draw_ns() for stage, times in self._times.items()}
-        spent_ns = sum(self._last_ns.values())
-        self.busy_ns += spent_ns
-        self._clock.wait_until(self._clock.now_ns() + spent_ns)
+        last_ns = {stage: times.draw_ns() for stage, times in self._times.items()}
+        took_ns = sum(last_ns.values())
+        self._spent.last_ns = last_ns
+        self._spent.busy_ns += took_ns
+        self._clock.wait_until(self._clock.now_ns() + took_ns)
         return outputs
 
     def reset(self) -> None:
@@ -255,26 +298,6 @@ class TimedEngine:
     def layer_times(self) -> Sequence[LayerTime]:
         """None: layers are not simulated."""
         return ()
-
-    def explain(self, measured: Latency | None, sound_ns: Mapping[str, int]) -> Latency:
-        """The last step's latency, with the stages that were drawn in place of those measured here.
-
-        `sound_ns` is what the front ends of each stream's sound have taken until now.
-        """
-        if measured is None:
-            raise ValueError("a result of a session under a SimulatedClock has a latency")
-        until_ns = sum([sound_ns[name] for name in self._sounds])
-        sound, self._sound_ns = until_ns - self._sound_ns, until_ns
-        last = self._last_ns
-        return Latency(
-            sound_ns=sound,
-            queue_ns=measured.queue_ns,
-            front_end_ns=last.get("front_end", 0),
-            window_ns=last.get("window", 0),
-            inference_ns=last.get("inference", 0),
-            decode_ns=last.get("decode", 0),
-            total_ns=measured.total_ns,
-        )
 
 
 class SimulatedQueue:

@@ -24,9 +24,10 @@ from edgemm.profiler.report import ModelProfile, ProfileReport, StreamProfile
 from edgemm.recipe import Schedule
 from edgemm.runner import live
 from edgemm.session import Session, open_engines
-from edgemm.simulate import OVERLOAD, SimulatedClock, SimulatedQueue, TimedEngine, Times, simulate
+from edgemm.simulate import SimulatedClock, SimulatedQueue, Spent, TimedEngine, Times, simulate
 from edgemm.stream.clock import WallClock
 from edgemm.stream.frames import AudioChunk
+from edgemm.stream.scheduler import OVERLOAD
 from edgemm.stream.sources.protocol import AudioWant
 from edgemm.stream.sources.synthetic import SyntheticSource
 from edgemm.types import Tensors
@@ -186,9 +187,8 @@ def on_the_wall_clock(bundle: Path, times: Mapping[str, Percentiles], seconds: f
     with open_engines(opened, engine="onnxruntime") as engines:
         [source] = open_sources(opened.recipe, CLIP)
         with source:
-            slow = SlowEngine(
-                engines["av"], SimulatedClock(), {name: Times(t, 1.0, (99,)) for name, t in times.items()}, []
-            )
+            drawn = {name: Times(t, 1.0, (99,)) for name, t in times.items()}
+            slow = SlowEngine(engines["av"], SimulatedClock(), drawn, Spent())
             session = Session(opened.recipe, {"av": slow}, streams=source.streams, clock=WallClock())
             ages = [r.made_ns - (r.capture_ns or 0) for r in live(session, [source], seconds)]
             account = session.summary().models["av"]
@@ -256,12 +256,13 @@ def test_a_queue_that_waits_no_longer_than_it_is_told() -> None:
 def test_an_engine_under_the_clock_stays_an_engine() -> None:
     clock = SimulatedClock()
     inner = FakeEngine(lambda feeds: {"y": np.ones(1, np.float32)}, (), ())
-    with TimedEngine(inner, clock, {"inference": Times(always(3), 1.0, (0,))}, []) as engine:
+    spent = Spent()
+    with TimedEngine(inner, clock, {"inference": Times(always(3), 1.0, (0,))}, spent) as engine:
         engine.run({})
         engine.reset()
         assert engine.layer_times() == ()
         with pytest.raises(ValueError, match="has a latency"):
-            engine.explain(None, {})
+            spent.explain(None, {})
     assert (clock.now_ns(), inner.steps, inner.resets, engine.name) == (3 * MS, 1, 1, "fake")
 
 

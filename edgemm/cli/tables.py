@@ -79,6 +79,9 @@ def summary_table(summary: Summary) -> str:
         for name, a in summary.models.items()
     ]
     lines.append(table(["model", "due", "made", "skipped", "pending", "late", "engine"], rows))
+    for name, account in summary.models.items():
+        if account.degraded:
+            lines.append(f"{name}: of the steps made, in degraded mode: {_causes(account.degraded)}")
     if summary.clocks:
         rows = [
             [name, _number(clock.drift_ppm, "+.1f"), f"{clock.jitter_ms:.2f}", str(clock.reconnects)]
@@ -102,6 +105,7 @@ def simulation_table(report: SimulationReport) -> str:
     lines = [f"Simulated {report.summary.duration_ns / 1e9:.1f} s on: {report.machine}{slower} ({report.profile})"]
     if not report.same_bundle:
         lines.append("note: the profile was measured on another bundle than this one")
+    lines += [f"note: {note}" for note in report.notes]
     rows = []
     for name, found in report.models.items():
         account = report.summary.models[name]
@@ -114,6 +118,7 @@ def simulation_table(report: SimulationReport) -> str:
                 str(account.due),
                 str(account.made),
                 _causes(account.skipped),
+                str(sum(account.degraded.values())),
                 f"{found.dropped_share:.1%}",
                 *ages,
                 str(account.deadlines_missed),
@@ -121,7 +126,19 @@ def simulation_table(report: SimulationReport) -> str:
                 found.engine,
             ]
         )
-    header = ["model", "due", "made", "skipped", "for overload", "age ms p50", "p99", "late", "busy", "engine profiled"]
+    header = [
+        "model",
+        "due",
+        "made",
+        "skipped",
+        "degraded",
+        "for overload",
+        "age ms p50",
+        "p99",
+        "late",
+        "busy",
+        "engine profiled",
+    ]
     lines.append(table(header, rows))
     rows = [[name, str(a.captured), str(a.used), _causes(a.dropped)] for name, a in report.summary.streams.items()]
     lines.append(table(["stream", "captured", "used", "dropped"], rows))
