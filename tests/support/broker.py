@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -69,6 +70,11 @@ class Broker:
                 if self._process.poll() is not None or time.monotonic() > end:
                     raise RuntimeError(self._log.read_text()) from None
                 time.sleep(0.02)
+
+    def freeze(self) -> None:
+        """Let it read nothing more, while its connections stay."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         """kill -9."""
