@@ -4,8 +4,9 @@
 
 Needs an NVIDIA GPU with its driver and a TensorRT for it (`pip install "edgemm[tensorrt]"`, `"edgemm[rtx]"`, or a
 Jetson's own). Runs every test marked `gpu`; a missing GPU is a failure here, not a skip. Then compiles the demo model
-in fp32, fp16 and int8 and measures a step, host to host, enqueued and as a CUDA graph, after a warm-up, beside
-onnxruntime's CPU in the same run. Writes bench/results/gpu-<device>.json.
+in fp32, fp16 (also with its attention by edgemm's kernel), int8, fp8 and with int4 weights, where the GPU has them, and
+measures a step, host to host, enqueued and as a CUDA graph, after a warm-up, beside onnxruntime's CPU in the same run.
+Writes bench/results/gpu-<device>.json.
 """
 
 from __future__ import annotations
@@ -50,33 +51,40 @@ def measure() -> list[dict[str, Any]]:
 
     from edgemm.engine.executor import OnnxRuntimeExecutor
     from edgemm.engine.onnxruntime import OnnxRuntimeEngine
+    from edgemm.engine.tensorrt.plugins.own import OwnPlugins
     from edgemm.engine.tensorrt.run.engine import TensorRTEngine
     from edgemm.errors import EngineError
-    from edgemm.graph import load
-    from edgemm.graph.passes import ToHalf
+    from edgemm.graph import load, ops
+    from edgemm.graph.passes import FuseAttention, ToHalf
     from edgemm.quant import calibrate, from_folder, insert_qdq
+    from edgemm.quant.narrow import to_fp8, to_int4
 
     model = load(on_gpu.DEMO / "av_digits.onnx")
-    samples = list(from_folder(on_gpu.DEMO / "calibration", model.inputs))
+    samples = list(from_folder(on_gpu.DEMO / "calibration", model.inputs))[:16]
     feeds = dict(samples[0].steps[0])
-    ranges = calibrate(model, samples, OnnxRuntimeExecutor())
-    variants = {
-        "fp32": model,
-        "fp16": ToHalf()(model).model,
-        "int8": insert_qdq(model, ranges, "tensorrt").model,
+    ranges = calibrate(model, samples, OnnxRuntimeExecutor(), "min-max")
+    half = ToHalf()(model).model
+    fused = FuseAttention()(half).model
+    variants: dict[str, tuple[bytes, OwnPlugins | None]] = {
+        "fp32": (model.to_bytes(), None),
+        "fp16": (half.to_bytes(), None),
+        "fp16, attention by edgemm's kernel": (ops.strip_bodies(fused.to_bytes()), OwnPlugins()),
+        "int8": (insert_qdq(model, ranges, "tensorrt").model.to_bytes(), None),
+        "fp8": (to_fp8(model, ranges).to_bytes(), None),
+        "int4 weights": (to_int4(model).to_bytes(), None),
     }
     rows = []
     with OnnxRuntimeEngine(model.to_bytes()) as cpu:
         rows.append({"engine": "onnxruntime CPU, 1 thread", "precision": "fp32", **percentiles(cpu, feeds)})
-    for flavour in on_gpu.flavours():
-        for precision, variant in variants.items():
+    for flavour in on_gpu.here():
+        for precision, (variant, plugins) in variants.items():
             try:
-                plan = on_gpu.build(flavour, variant.to_bytes())
+                plan = on_gpu.build(flavour, variant, plugins=plugins)
             except EngineError as error:
                 rows.append({"engine": flavour.title, "precision": precision, "refused": str(error)})
                 continue
             for graph in (False, True):
-                with TensorRTEngine(plan, flavour=flavour, cuda_graph=graph) as engine:
+                with TensorRTEngine(plan, flavour=flavour, cuda_graph=graph, plugins=plugins) as engine:
                     row = {"engine": flavour.title, "precision": precision, "cuda_graph": graph}
                     rows.append({**row, **percentiles(engine, feeds), "notes": engine.notes})
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,18 @@ import numpy as np
 import pytest
 import trt_graphs
 from onnx import ModelProto, TensorProto
+from typer.testing import CliRunner
 
+import edgemm
+from edgemm.cli.main import app
 from edgemm.device import open_device
 from edgemm.engine import targets
 from edgemm.engine.executor import OnnxRuntimeExecutor
 from edgemm.engine.gpu import find_gpu
+from edgemm.engine.load import choose
 from edgemm.engine.onnxruntime import OnnxRuntimeEngine
 from edgemm.engine.tensorrt import flavours
-from edgemm.engine.tensorrt.build import build_plan
+from edgemm.engine.tensorrt.build import build_plan, dla_cores
 from edgemm.engine.tensorrt.flavours import Flavour
 from edgemm.engine.tensorrt.plan import BuildOptions, Plan, Profile
 from edgemm.engine.tensorrt.plugins import aot
@@ -24,7 +29,7 @@ from edgemm.engine.tensorrt.plugins.own import OwnPlugins
 from edgemm.engine.tensorrt.run.engine import TensorRTEngine
 from edgemm.engine.tensorrt.run.loaded import LoadedPlan
 from edgemm.errors import EngineError
-from edgemm.graph import load, ops
+from edgemm.graph import from_bytes, load, ops
 from edgemm.graph.passes import ToHalf
 from edgemm.kernels.attention import AttentionOptions, attention_reference
 from edgemm.kernels.log_mel import log_mel_reference
@@ -176,3 +181,76 @@ def test_the_attention_plugin_runs_the_kernel(flavour: Flavour, ahead_of_time: b
     with TensorRTEngine(plan, flavour=flavour, plugins=plugins) as engine:
         for _ in range(3):
             np.testing.assert_allclose(engine.run(feeds)["y"], expected, atol=4e-3, rtol=2e-3)
+
+
+def test_outputs_go_out_as_dlpack(flavour: Flavour) -> None:
+    torch = pytest.importorskip("torch", reason="pip install torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    model = trt_graphs.conv(1)
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    plan = build(flavour, model, clear_flags=("TF32",))
+    with TensorRTEngine(plan, flavour=flavour) as engine:
+        y = torch.from_dlpack(engine.run_on_device({"x": torch.from_numpy(x).cuda()})["y"])
+        np.testing.assert_allclose(y.cpu().numpy(), on_cpu(model, x=x)["y"], atol=1e-4, rtol=1e-4)
+
+
+def test_stripped_weights_come_back_and_others_take_their_place(flavour: Flavour) -> None:
+    """TensorRT for RTX compiles such plans only where there is a GPU: here it must."""
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    model, other = trt_graphs.conv(1), trt_graphs.conv(1, seed=5)
+    whole = build(flavour, model, clear_flags=("TF32",))
+    stripped = build(flavour, model, clear_flags=("TF32",), strip_weights=True, refit=True)
+    assert len(stripped.data) <= len(whole.data)
+    loaded = LoadedPlan(stripped, flavour=flavour, weights=model)
+    with loaded, TensorRTEngine(loaded) as engine:
+        np.testing.assert_allclose(engine.run({"x": x})["y"], on_cpu(model, x=x)["y"], atol=1e-4, rtol=1e-4)
+        loaded.refit(other)
+        np.testing.assert_allclose(engine.run({"x": x})["y"], on_cpu(other, x=x)["y"], atol=1e-4, rtol=1e-4)
+
+
+def test_timings_are_kept_and_taken(flavour: Flavour, tmp_path: Path) -> None:
+    if flavour.builds_without_gpu:
+        pytest.skip(f"{flavour.title} times nothing when it compiles")
+    first = build(flavour, trt_graphs.conv(1), timing_cache=tmp_path)
+    (file,) = tmp_path.glob("*.timing")
+    assert file.stat().st_size > 0
+    assert build(flavour, trt_graphs.conv(1), timing_cache=tmp_path).seconds <= first.seconds * 1.5 + 0.5
+
+
+def test_a_dla_runs_what_it_can(flavour: Flavour) -> None:
+    cores = dla_cores(flavour)
+    if not cores:
+        pytest.skip("there is no DLA here: AGX Orin, Orin NX and Xavier have them")
+    model = ToHalf()(from_bytes(trt_graphs.conv(1))).model.to_bytes()
+    plan = build(flavour, model, dla_core=0)
+    assert any(layer.device == "DLA" for layer in plan.layers)
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    with TensorRTEngine(plan, flavour=flavour) as engine:
+        np.testing.assert_allclose(engine.run({"x": x})["y"], on_cpu(model, x=x)["y"], atol=2e-2, rtol=2e-2)
+
+
+def test_a_bundle_runs_edgemms_kernels_and_says_so(flavour: Flavour, tmp_path: Path) -> None:
+    """The whole way: build, choose, compile on first run, load with the plugins, run; then the inspector."""
+    text = (DEMO / "recipe.toml").read_text().replace("time_axis = 1\n", "time_axis = 1\nin_graph = true\n")
+    (tmp_path / "recipe.toml").write_text(text + "\n[tensorrt]\nfuse_attention = true\n")
+    (tmp_path / "av_digits.onnx").write_bytes((DEMO / "av_digits.onnx").read_bytes())
+    (tmp_path / "calibration").symlink_to(DEMO / "calibration")
+    edgemm.build(tmp_path / "recipe.toml", tmp_path / "demo.edgemm", precision="fp16")
+    opened = edgemm.open(tmp_path / "demo.edgemm")
+    choice = choose(opened, "av", engine=flavour.name)
+    assert choice.notes == ()
+    rng = np.random.default_rng(0)
+    with choice.engine as engine, choose(opened, "av", engine="onnxruntime").engine as reference:
+        for _ in range(20):
+            feeds = {
+                "audio": rng.uniform(-0.3, 0.3, (1, 16240)).astype(np.float32),
+                "video": rng.random((1, 8, 32, 32)).astype(np.float32),
+            }
+            expected, got = (np.array(e.run(feeds)["digit"]) for e in (reference, engine))
+            np.testing.assert_allclose(got, expected, atol=0.05 * np.abs(expected).max())
+    listed = CliRunner().invoke(app, ["inspect", str(tmp_path / "demo.edgemm"), "--layers", "--json"])
+    (plan,) = json.loads(listed.output)["plans"]
+    assert plan["layers before fusion"]["PLUGIN_V3"] == 2
+    assert plan["inspector"]
+    assert isinstance(plan["inspector"], list)

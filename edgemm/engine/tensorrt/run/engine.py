@@ -171,7 +171,10 @@ class TensorRTEngine:
         self._enqueue(own if stream is None else stream, copies=False, addresses=addresses)
         results = {
             spec.name: DeviceTensor(
-                self._memory[spec.name].address, self._result_shapes[spec.name], self._memory[spec.name].dtype
+                self._memory[spec.name].address,
+                self._result_shapes[spec.name],
+                self._memory[spec.name].dtype,
+                device.info.index,
             )
             for spec in self.outputs
         }

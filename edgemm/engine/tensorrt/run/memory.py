@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from edgemm.device import Buffer, Device, Stream
+from edgemm.engine.tensorrt.run import dlpack
 from edgemm.errors import EngineError
 from edgemm.types import Array
 
@@ -75,14 +76,16 @@ class TensorMemory:
 
 @dataclass(frozen=True)
 class DeviceTensor:
-    """A tensor on the device, for whoever takes `__cuda_array_interface__` (CuPy, torch, PyCUDA, Numba).
+    """A tensor on the device, for what takes `__cuda_array_interface__` (CuPy, PyCUDA, Numba) or DLPack (torch, JAX).
 
-    It owns nothing: it is valid until the engine's next step.
+    It owns nothing: it is valid until the engine's next step, and in the order of the stream that the step ran in.
     """
 
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    device: int = 0
+    """The device's index."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -93,6 +96,13 @@ class DeviceTensor:
             "strides": None,
             "version": 3,
         }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return dlpack.CUDA, self.device
+
+    def __dlpack__(self, *, stream: Any = None, **newer: Any) -> Any:
+        """A capsule of this memory; `stream` and what newer versions of the protocol ask are the caller's to heed."""
+        return dlpack.capsule(self.address, self.shape, self.dtype, self, self.__dlpack_device__())
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
