@@ -68,6 +68,10 @@ class Attention:
     """Heads of q and of k where they are not an axis yet: tensors are `[batch, length, heads * head_dim]`."""
     view: tuple[int, ...] | None = None
     """`[batch, heads]` where the graph reshapes its scores on the way and these are the shape that masks are for."""
+    past: tuple[str, str] | None = None
+    """Keys and values `[batch, kv_heads, past, head_dim]` that come before k and v."""
+    present: tuple[str, str] = ("", "")
+    """What the graph calls all keys and all values, past and new, where it asks for them."""
 
     @property
     def rank(self) -> int:
@@ -419,10 +423,13 @@ def _values(node: NodeProto, weights: str, rank: int, known: Known) -> tuple[Ope
 
 def _operator(node: NodeProto, known: Known) -> Attention:
     inputs = [*node.input, *[""] * (7 - len(node.input))]
-    if any(inputs[4:]):
-        raise NoMatchError("it has past keys or padded lengths as inputs")
-    if any(node.output[1:]):
-        raise NoMatchError("its present keys or its scores are outputs, and the kernel does not give them")
+    outputs = [*node.output, *[""] * (4 - len(node.output))]
+    if inputs[6]:
+        raise NoMatchError("it has padded lengths as an input")
+    if bool(inputs[4]) != bool(inputs[5]):
+        raise NoMatchError("it has past keys without past values")
+    if outputs[3]:
+        raise NoMatchError("its scores are an output, and the kernel does not give them")
     if walk.attribute(node, "softcap", 0.0):
         raise NoMatchError("it caps its scores (softcap)")
     shapes = [known.shape(name) for name in inputs[:3]]
@@ -445,6 +452,13 @@ def _operator(node: NodeProto, known: Known) -> Attention:
         masks = spec.dtype == "bool"
         biases = (Bias(inputs[3], hidden_if=False, fill=float("-inf")) if masks else Bias(inputs[3]),)
     q, k, v = (Operand(name, straight) for name in inputs[:3])
+    causal = bool(walk.attribute(node, "is_causal", 0))
+    if causal and inputs[4]:
+        length = -2 if heads is None else 1
+        new = [None if shape is None else shape[length] for shape in shapes[:2]]
+        # Query i stands after the past and i new keys: with as many keys as queries the last query at the last key.
+        if new[0] is None or new[0] != new[1]:
+            raise NoMatchError("it is causal with a past, and its queries are not as many as its new keys")
     return Attention(
         q,
         k,
@@ -454,6 +468,8 @@ def _operator(node: NodeProto, known: Known) -> Attention:
         node.output[0],
         straight,
         node,
-        causal=bool(walk.attribute(node, "is_causal", 0)),
+        causal=causal,
         heads=heads,
+        past=(inputs[4], inputs[5]) if inputs[4] else None,
+        present=(outputs[1], outputs[2]),
     )

@@ -19,7 +19,7 @@ from edgemm.graph.passes.infer_shapes import infer_leniently
 from edgemm.graph.passes.infra import PassResult
 from edgemm.graph.passes.remove_dead import RemoveDead
 from edgemm.graph.tensors import dtype_name
-from edgemm.kernels.attention import AttentionOptions
+from edgemm.kernels.attention import HEAD_DIMS, AttentionOptions
 from edgemm.types import Array
 
 OLDEST_OPSET = 13
@@ -32,10 +32,16 @@ summation makes. float16: the original rounds its scores and its weights, the fu
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 _CHECK_SIZES = (2, 2, 3, 5)
 """Batch, heads, queries and keys, where the graph leaves them open, for the comparison."""
+_CHECK_PAST = 4
+PADDED_AT_MOST = 1.5
+"""Heads are filled up with zeros to the next dimension that a kernel has, if that makes them no longer than this many
+times. The zeros add nothing to a score, and their columns of the output are cut off: the result is the same."""
 _CHECK_LIMIT = 1 << 24
 """Scores of a comparison; beyond it would take seconds."""
 
 _Roles = tuple[int, int, int, int]
+_Step = tuple[str, dict[str, Any], list[list[int]]]
+"""An operator, its attributes, and its inputs after the first."""
 
 
 class FuseAttention:
@@ -51,9 +57,10 @@ class FuseAttention:
 
     **Each attention is compared with what replaces it**, on random numbers in onnxruntime, before it is replaced;
     if they differ it is left alone. What onnxruntime cannot run (bfloat16), or would take long, is replaced unchecked,
-    with a note. Left alone with a note of the reason: weights that are read elsewhere, head dimensions that no kernel
-    has or that are not static, scales that are no constant, opsets below 13, attention in bodies of If, Loop and
-    Scan.
+    with a note. Left alone with a note of the reason: weights that are read elsewhere, head dimensions that are not
+    static or that no kernel has (they are filled up to the next, within `PADDED_AT_MOST`), scales that are no constant,
+    opsets below 13, attention in bodies of If, Loop and Scan. An ONNX Attention with a past of keys and values becomes
+    a Concat for each and the fused node.
 
     A row whose keys are all hidden gives zeros, where the original gives NaN (minus infinity in the mask) or some
     average of all values (a large negative number): both are no result that a model was trained on.
@@ -135,7 +142,7 @@ class _Work:
     def fuse(self, found: Attention) -> None:
         """Note the replacement of one attention. Raises NoMatchError if it cannot be, or does not compute the same."""
         element = self._element(found)
-        sizes = self._sizes(found)
+        sizes = self.sizes_of(found)
         options, biases = self._options(found, sizes, element)
         for bias in biases:
             self._check_bias(bias, found, sizes)
@@ -173,7 +180,7 @@ class _Work:
             raise NoMatchError(f"q, k and v are {' and '.join(sorted(names))}, and one of {', '.join(_TYPES)} is known")
         return names.pop()
 
-    def _sizes(self, found: Attention) -> dict[str, Shape]:
+    def sizes_of(self, found: Attention) -> dict[str, Shape]:
         """The four dimensions of q, k and v. Raises NoMatchError if they do not fit each other or the kernel."""
         sizes: dict[str, Shape] = {}
         for what, operand in (("q", found.q), ("k", found.k), ("v", found.v)):
@@ -196,6 +203,14 @@ class _Work:
                 sizes[what] = (*found.view, *ordered[-2:])
                 continue
             sizes[what] = (*ordered[:-2], *(1,) * (4 - len(ordered)), *ordered[-2:])
+        if found.past is not None:
+            for what, name in zip(("k", "v"), found.past, strict=True):
+                shape = self.known.shape(name)
+                if shape is None or len(shape) != 4:
+                    raise NoMatchError(f"the shape of its past {what} is not known: infer shapes first")
+                new, past = sizes[what][2], shape[2]
+                both = new + past if isinstance(new, int) and isinstance(past, int) else None
+                sizes[what] = (*sizes[what][:2], both, sizes[what][3])
         dims = {size[3] for size in sizes.values() if isinstance(size[3], int)}
         if not dims:
             raise NoMatchError("the head dimension is not static: infer shapes first")
@@ -221,14 +236,14 @@ class _Work:
         self, found: Attention, sizes: dict[str, Shape], element: str
     ) -> tuple[AttentionOptions, tuple[Bias, ...]]:
         """The node's options, and the biases that are left when constant masks have become a window."""
-        dims = [size[3] for size in sizes.values() if isinstance(size[3], int)]
+        dim = next(size[3] for size in sizes.values() if isinstance(size[3], int))
         try:
             options = AttentionOptions(
-                dims[0],
+                next((have for have in HEAD_DIMS if dim <= have <= PADDED_AT_MOST * dim), dim),
                 dtype="bfloat16" if element == "bfloat16" else "float16",
-                scale=found.scale,
+                scale=1.0 / math.sqrt(dim) if found.scale is None else found.scale,
                 causal=found.causal,
-                queries_at="start" if found.causal else "end",
+                queries_at="start" if found.causal and found.past is None else "end",
             )
         except KernelError as error:
             raise NoMatchError(str(error)) from error
@@ -314,7 +329,19 @@ class _Work:
         keys = [mask[-1] for mask in masks if mask]
         q, k, v = sizes["q"], sizes["k"], sizes["v"]
         heads = first([q[1], k[1]] if k[1] != 1 else [q[1]], 1)
-        return first([q[0], k[0], v[0]], 0), heads, first([q[2], *rows], 2), first([k[2], v[2], *keys], 3)
+        queries, total = first([q[2], *rows], 2), first([k[2], v[2], *keys], 3)
+        if found.past is not None and not isinstance(k[2], int):
+            new, past = self._key_lengths(found)
+            # A causal mask wants as many new keys as queries; the graph may leave both open.
+            total = (new or (queries if found.causal else _CHECK_SIZES[3])) + (past or _CHECK_PAST)
+        return first([q[0], k[0], v[0]], 0), heads, queries, total
+
+    def _key_lengths(self, found: Attention) -> tuple[int | None, int | None]:
+        """New keys and past keys, as far as the graph says."""
+        k = self.known.shape(found.k.name) or ()
+        past = self.known.shape(found.past[0] if found.past else "") or (None,) * 4
+        new = k[1] if found.heads is not None else k[found.k.order[-2]]
+        return new if isinstance(new, int) else None, past[2] if isinstance(past[2], int) else None
 
     def _feeds(self, found: Attention, sizes: dict[str, Shape], roles: _Roles, element: str) -> dict[str, Array]:
         batch, heads, queries, keys = roles
@@ -322,9 +349,17 @@ class _Work:
         feeds: dict[str, Array] = {}
         kind = np.dtype(np.float16 if element == "float16" else np.float32)
         dim = next(size[3] for size in sizes.values() if isinstance(size[3], int))
+        past = 0
+        if found.past is not None:
+            new = self._key_lengths(found)[0]
+            past = self._key_lengths(found)[1] or (keys - new if new else _CHECK_PAST)
         for what, operand in (("q", found.q), ("k", found.k), ("v", found.v)):
             count = heads if what == "q" else sizes["k"][1] if isinstance(sizes["k"][1], int) else heads
-            length = queries if what == "q" else keys
+            length = queries if what == "q" else keys - past
+            if what == "k":
+                for name in found.past or ():
+                    before = rng.standard_normal((batch, int(count), past, dim))
+                    feeds.setdefault(name, before.astype(kind))
             if found.heads is not None:
                 shape: tuple[int, ...] = (batch, length, int(count) * dim)
             elif found.view is not None:
@@ -425,13 +460,18 @@ class _Emitter:
         """The nodes, in order; the last one makes `found.out`."""
         compute = self._compute or element
         stem = found.last.name or found.out
-        given = [
-            self._cast(self._operand(operand, found, index), element, compute)
-            for index, operand in enumerate((found.q, found.k, found.v))
-        ]
+        dim = self._head_dim(found)
+        given = []
+        for index, operand in enumerate((found.q, found.k, found.v)):
+            name = self._operand(operand, found, index)
+            if index > 0:
+                name = self._present(name, found, index - 1)
+            given.append(self._padded(self._cast(name, element, compute), options.head_dim - dim))
         rank = found.rank
         bias = self._bias(biases, rank, compute) if biases else None
         steps = self._layout_out(found, rank)
+        if options.head_dim > dim:
+            steps.insert(0, ("Slice", {}, [[0], [dim], [3]]))
         fused = self._work.namer.fresh(f"{stem}/fused")
         out = fused if steps or compute != element else found.out
         self.nodes.append(
@@ -440,8 +480,8 @@ class _Emitter:
             )
         )
         out = self._cast(out, compute, element, "" if steps or compute == element else found.out)
-        for index, (op, attributes, shape) in enumerate(steps):
-            inputs = [out] if shape is None else [out, self._table(shape, np.int64)]
+        for index, (op, attributes, tables) in enumerate(steps):
+            inputs = [out, *(self._table(table, np.int64) for table in tables)]
             out = self._add(op, inputs, found.out if index == len(steps) - 1 else "", **attributes)
         return self.nodes
 
@@ -460,21 +500,38 @@ class _Emitter:
         axes = _new_axes(len(operand.order))
         return self._add("Unsqueeze", [name, self._table(axes, np.int64)]) if axes else name
 
-    def _layout_out(self, found: Attention, rank: int) -> list[tuple[str, dict[str, Any], list[int] | None]]:
-        """Operators, attributes and second inputs that bring `[batch, heads, length, head_dim]` to the graph's form."""
+    def _head_dim(self, found: Attention) -> int:
+        """As the graph has it."""
+        return next(int(size[3]) for size in self._work.sizes_of(found).values() if isinstance(size[3], int))
+
+    def _present(self, name: str, found: Attention, index: int) -> str:
+        """All keys (or values): those of the past before these, under the name that the graph has for them."""
+        present = found.present[index]
+        if found.past is not None:
+            return self._add("Concat", [found.past[index], name], present, axis=2)
+        return self._add("Identity", [name], present) if present else name
+
+    def _padded(self, name: str, missing: int) -> str:
+        """Heads with zeros at their end."""
+        if missing == 0:
+            return name
+        return self._add("Pad", [name, self._table([0, 0, 0, 0, 0, 0, 0, missing], np.int64)])
+
+    def _layout_out(self, found: Attention, rank: int) -> list[_Step]:
+        """What brings `[batch, heads, length, head_dim]` to the graph's form."""
         if found.heads is not None:
-            return [("Transpose", {"perm": [0, 2, 1, 3]}, None), ("Reshape", {}, [0, 0, -1])]
-        steps: list[tuple[str, dict[str, Any], list[int] | None]] = []
+            return [("Transpose", {"perm": [0, 2, 1, 3]}, []), ("Reshape", {}, [[0, 0, -1]])]
+        steps: list[_Step] = []
         if found.view is not None:
             value, weights = (self._work.known.shape(operand.name) or () for operand in (found.v, found.q))
             ahead = [int(value[axis] or 0) for axis in found.v.order[:-2]]
             rank = len(found.v.order)
             ends = int(weights[found.q.order[-2]] or 0), int(value[found.v.order[-1]] or 0)
-            steps.append(("Reshape", {}, [*ahead, *ends]))
+            steps.append(("Reshape", {}, [[*ahead, *ends]]))
         elif rank < 4:
-            steps.append(("Squeeze", {}, _new_axes(rank)))
+            steps.append(("Squeeze", {}, [_new_axes(rank)]))
         if found.out_order != tuple(range(rank)):
-            steps.append(("Transpose", {"perm": list(found.out_order)}, None))
+            steps.append(("Transpose", {"perm": list(found.out_order)}, []))
         return steps
 
     def _bias(self, biases: Sequence[Bias], rank: int, compute: str) -> str:

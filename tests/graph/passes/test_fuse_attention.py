@@ -341,12 +341,86 @@ def test_onnx_attention_with_heads_side_by_side_and_shared_keys() -> None:
     ("body", "reason"),
     [
         ("y = Attention <softcap = 5.0> (q, k, v)", "it caps its scores"),
-        ("y, pk, pv = Attention (q, k, v, , q, q)", "past keys"),
-        ("y, pk = Attention (q, k, v)", "present keys or its scores"),
+        ("y, pk, pv = Attention (q, k, v, , q)", "past keys without past values"),
+        ("y, pk, pv = Attention <is_causal = 1> (q, k, v, , q, q)", "its queries are not as many as its new keys"),
+        ("y, pk, pv, s = Attention (q, k, v, , q, q)", "its scores are an output"),
     ],
 )
 def test_onnx_attention_beyond_the_kernel(body: str, reason: str) -> None:
     assert reason in fuse(f"({INPUTS}) => {OUT} {{ {body} }}", opset=23).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "mask", "operator", "new", "past"),
+    [
+        ("", "", "FusedAttention", "7", "4"),
+        ("<is_causal = 1>", "", "FusedAttention", "5", "4"),
+        ("<is_causal = 1>", "", "FusedAttention", "queries", "past"),
+        ("", "float[5, 11] mask", "FusedAttentionBias", "7", "4"),
+        ("<is_causal = 1>", "bool[2, 1, 5, 9] mask", "FusedAttentionBias", "5", "4"),
+        ("", "float[5, total] mask", "FusedAttentionBias", "7", "past"),
+    ],
+)
+def test_onnx_attention_with_a_past(attributes: str, mask: str, operator: str, new: str, past: str) -> None:
+    queries = "queries" if new == "queries" else "5"
+    given = [f"float[2, 4, {queries}, 32] q", *(f"float[2, 2, {new}, 32] {x}" for x in "kv")]
+    given += [f"float[2, 2, {past}, 32] past_{x}" for x in "kv"] + ([mask] if mask else [])
+    name = "mask" if mask else ""
+    out = f"float[2, 4, {queries}, 32] y, float[2, 2, p, 32] all_k, float[2, 2, p, 32] all_v"
+    body = f"""({", ".join(given)}) => ({out}) {{
+        y, all_k, all_v = Attention {attributes} (q, k, v, {name}, past_k, past_v) }}"""
+    result = fuse(body, opset=23)
+    assert result.notes == ("fuse-attention: 1 of 1 attentions fused",)
+    assert fused(result)[0] == operator
+    assert graph_text.ops(result.model).count("Concat") == 2
+    sizes = {"queries": 7, "past": 4, "total": 11}
+    feeds = {}
+    rng = np.random.default_rng(0)
+    for spec in graph_text.model(body, opset=23).inputs:
+        shape = [size if isinstance(size, int) else sizes[str(size)] for size in spec.shape]
+        feeds[spec.name] = rng.random(shape) < 0.7 if spec.dtype == "bool" else rng.standard_normal(shape, np.float32)
+        if spec.dtype == "bool":
+            feeds[spec.name][..., 0] = True
+    for got, want in zip(
+        graph_text.run(result.model, feeds), graph_text.run(graph_text.model(body, opset=23), feeds), strict=True
+    ):
+        np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
+
+
+def test_onnx_attention_with_a_past_and_heads_side_by_side() -> None:
+    body = """(float[2, 5, 128] q, float[2, 5, 64] k, float[2, 5, 64] v, float[2, 2, 4, 32] pk, float[2, 2, 4, 32] pv)
+        => (float[2, 5, 128] y, float[2, 2, 9, 32] all_k, float[2, 2, 9, 32] all_v) {
+        y, all_k, all_v = Attention <q_num_heads = 4, kv_num_heads = 2, is_causal = 1> (q, k, v, , pk, pv) }"""
+    check_fused(body, opset=23)
+
+
+def test_onnx_attention_that_returns_its_keys() -> None:
+    body = f"({INPUTS}) => (float[2, 2, 5, 32] y, float[2, 2, 7, 32] all_k) {{ y, all_k = Attention (q, k, v) }}"
+    assert "Identity" in graph_text.ops(check_fused(body, opset=23).model)
+
+
+@pytest.mark.parametrize(("dim", "kernel"), [(48, 64), (72, 80), (24, 32), (112, 128), (127, 128)])
+def test_other_head_dimensions_are_filled_up(dim: int, kernel: int) -> None:
+    result = check_fused(
+        shaped(f"1, 2, 5, {dim}", f"1, 2, 7, {dim}", f"1, 2, 7, {dim}")
+        .replace("s = MatMul(q, t)", "r = MatMul(q, t) s = Mul(r, half)")
+        .replace("=> (y) {", f"=> (float[1, 2, 5, {dim}] y) <float half = {{0.5}}> {{"),
+        scale=0.5,
+    )
+    assert fused(result)[1].head_dim == kernel
+    assert graph_text.ops(result.model).count("Pad") == 3
+    body = f"({INPUTS}) => {OUT} {{ y = Attention (q, k, v) }}".replace("32]", f"{dim}]")
+    assert fused(check_fused(body, opset=23, scale=dim**-0.5))[1].head_dim == kernel
+
+
+def test_filled_up_heads_that_lie_in_the_middle() -> None:
+    body = """(float[2, 5, 3, 48] q, float[2, 7, 3, 48] k, float[2, 7, 3, 48] v, float[5, 7] mask)
+        => (float[2, 5, 3, 48] y) {
+        s = Einsum <equation = "aecd,abcd->acbe"> (k, q)
+        m = Add(s, mask)
+        p = Softmax <axis = -1> (m)
+        y = Einsum <equation = "acbe,aecd->abcd"> (p, v) }"""
+    check_fused(body, "FusedAttentionBias", scale=1.0)
 
 
 def test_onnx_attention_that_hides_its_heads() -> None:
@@ -395,7 +469,8 @@ def shaped(q: str, k: str, v: str, kind: str = "float") -> str:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (shaped("1, 2, 5, 48", "1, 2, 7, 48", "1, 2, 7, 48"), "No attention kernel has head dimension 48"),
+        (shaped("1, 2, 5, 40", "1, 2, 7, 40", "1, 2, 7, 40"), "No attention kernel has head dimension 40"),
+        (shaped("1, 2, 5, 160", "1, 2, 7, 160", "1, 2, 7, 160"), "No attention kernel has head dimension 160"),
         (shaped("1, 2, 5, d", "1, 2, 7, d", "1, 2, 7, d"), "the head dimension is not static"),
         (shaped("1, 2, 5, 32", "1, 2, 7, 32", "1, 2, 7, 64"), "the head dimensions 32, 64"),
         (shaped("1, 2, 5, 32", "1, 2, 7, 32", "1, 1, 7, 32"), "the heads of k and v is 2 and 1"),
