@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -312,6 +313,54 @@ def test_a_bundle_brings_its_plan_and_another_gpu_gets_its_own(tmp_path: Path, m
     assert "targets sm_86" in other.notes[0]
     assert "this device is sm_89" in other.notes[0]
     assert compiled.plan_for_device(opened, "av", "fp32", FLAVOUR, gpu=ada).origin == "cache"
+
+
+def two_at_once(script: str, *arguments: str, cache: Path) -> list[str]:
+    """Start two processes with the same script and arguments, and return what each printed."""
+    command = [sys.executable, "-c", script, *arguments]
+    environment = {**os.environ, "EDGEMM_CACHE": str(cache)}
+    pair = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = []
+    for process in pair:
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        said.append(out.strip())
+    return said
+
+
+def test_two_processes_that_want_the_plan_of_one_bundle_compile_it_once(tmp_path: Path) -> None:
+    (tmp_path / "conv.onnx").write_bytes(trt_graphs.conv(1))
+    edgemm.build(tmp_path / "conv.onnx", tmp_path / "conv.edgemm")
+    script = (
+        "import sys\n"
+        "import edgemm\n"
+        "from edgemm.engine.gpu import Gpu\n"
+        "from edgemm.engine.tensorrt import compiled, flavours\n"
+        "gpu = Gpu('NVIDIA GeForce RTX 3090', '8.6')\n"
+        "flavour = flavours.get('tensorrt-rtx')\n"
+        "print(compiled.plan_for_device(edgemm.open(sys.argv[1]), 'conv', 'fp32', flavour, gpu=gpu).origin)\n"
+    )
+    said = two_at_once(script, str(tmp_path / "conv.edgemm"), cache=tmp_path / "cache")
+    assert sorted(said) == ["built", "cache"]
+    assert len(PlanCache(tmp_path / "cache" / "plans").list()) == 1
+
+
+def test_two_processes_that_write_one_bundle_leave_a_whole_one(tmp_path: Path) -> None:
+    (tmp_path / "conv.onnx").write_bytes(trt_graphs.conv(1))
+    script = (
+        "import sys\n"
+        "import edgemm\n"
+        "print(edgemm.build(sys.argv[1], sys.argv[2], precision='fp32', target='rtx-sm86').sha256)\n"
+    )
+    out = tmp_path / "conv.edgemm"
+    said = two_at_once(script, str(tmp_path / "conv.onnx"), str(out), cache=tmp_path / "cache")
+    opened = bundle.open(out)
+    assert opened.digest in said
+    assert read_plan(opened.read(opened.manifest.plans[0].file)).data
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["conv.edgemm", "conv.onnx"]
 
 
 def test_the_demo_is_compiled_in_fp32_and_fp16() -> None:
