@@ -11,15 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 import edgemm
 from edgemm.errors import SinkError, SourceError, UsageError
 from edgemm.inputs import stream_wants
+from edgemm.recipe import Degrade
 from edgemm.stream.frames import AudioChunk, End, Event, Lost, StreamInfo, VideoFrame
 from edgemm.stream.results import Summary
 from edgemm.stream.sources.media import MediaSource
@@ -216,3 +219,18 @@ def test_a_full_disk_ends_the_recording_not_the_run(caplog: pytest.LogCaptureFix
             samples = np.ones(160, np.float32)
             writer.event(AudioChunk("mic", 0, Fraction(1, 16000), number * 10**7, samples, 16000), number * 10**7)
     assert caplog.text
+
+
+def test_degraded_modes_come_again_in_a_replay(bundle: Path, tmp_path: Path) -> None:
+    opened = edgemm.open(bundle)
+    model = msgspec.structs.replace(opened.recipe.models["av"], degrade=[Degrade(every=3)])
+    degrading = replace(opened, recipe=msgspec.structs.replace(opened.recipe, models={"av": model}))
+
+    def slow(model: str, feeds: Tensors) -> None:
+        time.sleep(0.15)
+
+    first = edgemm.run(degrading, input=CLIP, clock="wall", duration_s=6.0, record=tmp_path / "s.mkv", on_feeds=slow)
+    assert first.models["av"].degraded["every 3"] > 5
+    again = edgemm.run(degrading, recording=tmp_path / "s.mkv")
+    assert [result.to_json() for result in again.results] == lines(first)
+    assert again.models == first.models
