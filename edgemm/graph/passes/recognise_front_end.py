@@ -1,4 +1,4 @@
-"""Log-mel features that a graph computes by operators of ONNX, recognised and made one `LogMel` node."""
+"""Log-mel features and cepstra that a graph computes by operators of ONNX, made one `LogMel` or `MFCC` node."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import ModelError, UsageError
 from edgemm.graph import ops, ort, walk
-from edgemm.graph.known import Known
+from edgemm.graph.known import Known, permutation
 from edgemm.graph.model import Model
 from edgemm.graph.passes.front_end import OLDEST_OPSET
 from edgemm.graph.passes.infer_shapes import infer_leniently
@@ -20,14 +20,17 @@ from edgemm.graph.passes.infra import PassResult
 from edgemm.graph.passes.remove_dead import RemoveDead
 from edgemm.kernels.log_mel import (
     Float64,
+    dct_matrix,
     frame_count,
+    lifter,
     log_gain,
     log_mel_reference,
     mel_filterbank,
+    mfcc_reference,
     window,
     window_offset,
 )
-from edgemm.options import LogMelOptions, check
+from edgemm.options import LogMelOptions, MfccOptions, check
 from edgemm.types import Array
 
 TOLERANCE = 1e-5
@@ -38,6 +41,9 @@ LOG_TOLERANCE = 2e-3
 LOW_HZ = (0.0, 20.0, 30.0, 40.0, 50.0, 55.0, 60.0, 64.0, 80.0, 90.0, 100.0, 125.0)
 HIGH_HZ = (0.0, 3800.0, 4000.0, 7500.0, 7600.0, 7800.0, 8000.0, 11025.0, 12000.0, 16000.0, -100.0, -200.0, -400.0)
 """The ends of filterbanks that are looked for, 0 being Nyquist."""
+
+LIFTERS = (0.0, *(float(length) for length in range(2, 65)))
+"""The lifters that are looked for; 22 is Kaldi's and HTK's."""
 
 _WINDOWS: tuple[Literal["hann", "povey", "hamming", "blackman", "rectangular"], ...] = (
     "hann",
@@ -82,7 +88,8 @@ class RecogniseFrontEnd:
     """Replace log-mel features of a signal by one `LogMel` node, where they are exactly those of some LogMelOptions.
 
     Found are a filterbank's product with a spectrum, `power` of 1 or 2, and the floor, logarithm and scalar
-    normalisation behind it. What leads from the samples to the spectrum may be spelled in any way (STFT, DFT of
+    normalisation behind it. Where an orthonormal DCT-II (with or without a lifter) is all that reads them, both become
+    one `MFCC` node. What leads from the samples to the spectrum may be spelled in any way (STFT, DFT of
     gathered frames, Conv, MatMul; with padding, scaling or pre-emphasis): the pass makes sure that all of it is linear,
     runs it in onnxruntime on random signals, and looks for the options that give the same spectra. Two linear maps that
     agree on random signals are the same, but for chance.
@@ -118,13 +125,14 @@ class RecogniseFrontEnd:
             try:
                 if model.opset < OLDEST_OPSET:
                     raise _NoMatchError(f"the model has opset {model.opset}, and {OLDEST_OPSET} is needed")
-                found = _Found(known, bands, self.rate_hz)
-                options = found.options()
+                found = _Found(known, bands, self.rate_hz, features_first=bands.bands_first)
+                options = found.cepstra(found.options())
             except _NoMatchError as error:
                 notes.append(f'the filterbank "{walk.label(node)}" left alone: {error}')
                 continue
             replaced.append((found.last, found.replacement(options, namer, tensors)))
-            notes.append(f'"{found.out}" is LogMel of "{found.samples}": {options}')
+            kind = "MFCC" if isinstance(options, MfccOptions) else "LogMel"
+            notes.append(f'"{found.out}" is {kind} of "{found.samples}": {options}')
         if not replaced:
             return PassResult(model, False, tuple(notes))
         nodes = []
@@ -254,6 +262,18 @@ def _magnitudes(signal: Float64, options: LogMelOptions, frames: int, some: slic
     return np.abs(np.fft.rfft(cut * window(options), options.fft_size, axis=1))
 
 
+def _mfcc_of(log_mel: LogMelOptions, table: Float64) -> MfccOptions | None:
+    """The options whose DCT and lifter are `table`, `[n_mels, coefficients]`, or None."""
+    if not 1 <= table.shape[1] <= table.shape[0]:
+        return None
+    for length in LIFTERS:
+        options = MfccOptions(log_mel, n_coefficients=table.shape[1], lifter=length)
+        wanted = dct_matrix(options) * lifter(options)[:, None]
+        if np.abs(wanted.T - table).max() <= TOLERANCE * np.abs(wanted).max():
+            return options
+    return None
+
+
 @dataclass
 class _Tail:
     """What follows the filterbank: `gain * ln(max(x, floor)) + offset`, or nothing."""
@@ -273,6 +293,8 @@ class _Found:
     known: Known
     bands: _Bands
     rate_hz: int
+    features_first: bool
+    """`out` is `[.., features, frames]`."""
     samples: str = ""
     out: str = ""
     last: NodeProto = field(default_factory=NodeProto)
@@ -298,6 +320,69 @@ class _Found:
             )
         self._compare(found, signals)
         return found
+
+    def cepstra(self, log_mel: LogMelOptions) -> LogMelOptions | MfccOptions:
+        """Options of the MFCC, if a DCT is all that reads the features; else those that were given."""
+        known, out, last, first = self.known, self.out, self.last, self.features_first
+        table: Float64 | None = None
+        found: tuple[MfccOptions, str, NodeProto, bool] | None = None
+        while (node := known.links.sole_consumer(out)) is not None:
+            if walk.is_standard(node, "Transpose"):
+                order = permutation(node) or ()
+                if order[-2:] != (len(order) - 1, len(order) - 2):
+                    break
+                first = not first
+            elif table is None and (rows := self._transform(node, out, first)) is not None:
+                table = rows
+            elif table is not None and walk.is_standard(node, "Mul"):
+                factors = self._factors(node, out, first, table.shape[1])
+                if factors is None:
+                    break
+                table = table * factors
+            elif not walk.is_standard(node, "Identity"):
+                break
+            out, last = node.output[0], node
+            options = _mfcc_of(log_mel, table) if table is not None else None
+            if options is not None:
+                found = (options, out, last, first)
+        if found is None:
+            return log_mel
+        before = self.out, self.last, self.features_first
+        options, self.out, self.last, self.features_first = found
+        try:
+            self._compare(options, self._signals())
+        except _NoMatchError:
+            self.out, self.last, self.features_first = before
+            return log_mel
+        return options
+
+    def _transform(self, node: NodeProto, name: str, first: bool) -> Float64 | None:
+        """The constant matrix `[n_mels, coefficients]` that a node multiplies the features with, or None."""
+        bands = self.bands.filters.shape[1]
+        if walk.is_standard(node, "MatMul"):
+            stored = self.known.array(node.input[0 if first else 1])
+            right_place = node.input[1 if first else 0] == name
+        elif walk.is_standard(node, "Conv") and len(node.input) == 2 and _is_pointwise(node):
+            stored, right_place = self.known.array(node.input[1]), first and node.input[0] == name
+        else:
+            return None
+        if stored is None or not right_place:
+            return None
+        shape = stored.shape[:2] if node.op_type == "Conv" else stored.shape[-2:]
+        if len(shape) != 2 or stored.size != shape[0] * shape[1]:
+            return None
+        table = stored.reshape(shape).astype(np.float64)
+        table = table.T if first else table
+        return table if table.shape[0] == bands else None
+
+    def _factors(self, node: NodeProto, name: str, first: bool, count: int) -> Float64 | None:
+        """The constant factors on the coefficients, or None."""
+        stored = self.known.array(next((item for item in node.input if item != name), ""))
+        if stored is None or stored.size != count:
+            return None
+        axis = -2 if first else -1
+        along = stored.ndim >= -axis and stored.shape[axis] == count
+        return stored.reshape(-1).astype(np.float64) if along else None
 
     # up: the linear part
 
@@ -572,20 +657,25 @@ class _Found:
                     return False
         return True
 
-    def _compare(self, options: LogMelOptions, signals: Array) -> None:
+    def _compare(self, options: LogMelOptions | MfccOptions, signals: Array) -> None:
         """Compare the features themselves with the reference, silence among them. Raises _NoMatchError."""
+        log_mel = options if isinstance(options, LogMelOptions) else options.log_mel
         shape = self.known.shape(self.samples) or ()
         signal = signals[0].copy()
         if not isinstance(shape[-1], int):
             # A free length is tried at a second one.
-            signal = np.concatenate((signal, signals[1][: 3 * options.hop_samples + 7]))
+            signal = np.concatenate((signal, signals[1][: 3 * log_mel.hop_samples + 7]))
         signal[len(signal) // 2 :] = 0
         nodes = [*self.upstream, *self._downstream()]
         (got,) = self._run(nodes, signal.reshape((1,) * (len(shape) - 1) + signal.shape), self.out)
-        want = log_mel_reference(signal, options)
+        want = log_mel_reference(signal, log_mel)
+        tolerance = LOG_TOLERANCE / log_mel.std if log_mel.log != "none" else TOLERANCE * float(want.max())
+        if isinstance(options, MfccOptions):
+            want = mfcc_reference(signal, options)
+            transform = dct_matrix(options) * lifter(options)[:, None]
+            tolerance *= float(np.abs(transform).sum(axis=1).max())
         got = got.reshape(got.shape[-2:])
-        got = got.T if self.bands.bands_first else got
-        tolerance = LOG_TOLERANCE / options.std if options.log != "none" else TOLERANCE * float(want.max())
+        got = got.T if self.features_first else got
         if got.shape != want.shape or not np.allclose(got, want, atol=tolerance, rtol=1e-4):
             raise _NoMatchError("its features differ from those of the options that have its tables")
 
@@ -604,7 +694,9 @@ class _Found:
 
     # the replacement
 
-    def replacement(self, options: LogMelOptions, namer: walk.Namer, tensors: list[TensorProto]) -> list[NodeProto]:
+    def replacement(
+        self, options: LogMelOptions | MfccOptions, namer: walk.Namer, tensors: list[TensorProto]
+    ) -> list[NodeProto]:
         """The nodes that make `out` of `samples`."""
         rank = len(self.known.shape(self.samples) or ())
         out_rank = len(self.known.shape(self.out) or self.known.shape(self.bands.power) or (0,) * 3)
@@ -625,10 +717,14 @@ class _Found:
             name = add("Unsqueeze", name, [0])
         elif rank == 3:
             name = add("Squeeze", name, [1])
-        made = namer.fresh(f"{self.out}/log_mel")
-        nodes.append(ops.log_mel_node(name, made, options, namer.fresh(f"{made}/node")))
+        made = namer.fresh(f"{self.out}/features")
+        node_name = namer.fresh(f"{made}/node")
+        if isinstance(options, LogMelOptions):
+            nodes.append(ops.log_mel_node(name, made, options, node_name))
+        else:
+            nodes.append(ops.mfcc_node(name, made, options, node_name))
         name = made
-        if self.bands.bands_first:
+        if self.features_first:
             name = add("Transpose", name, perm=[0, 2, 1])
         if out_rank == 2:
             name = add("Squeeze", name, [0])

@@ -25,7 +25,15 @@ from edgemm.graph.passes import (
     run,
 )
 from edgemm.graph.passes.front_end import samples_for
-from edgemm.kernels.log_mel import frame_count, log_mel_reference, mel_filterbank, mfcc_reference, window
+from edgemm.kernels.log_mel import (
+    dct_matrix,
+    frame_count,
+    lifter,
+    log_mel_reference,
+    mel_filterbank,
+    mfcc_reference,
+    window,
+)
 from edgemm.options import LogMelOptions, MfccOptions
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("front_end_*.onnx"))
@@ -146,13 +154,17 @@ def test_other_faults() -> None:
 # recognise
 
 
-def spelled(options: LogMelOptions, samples: int | str) -> Model:
-    """A graph that computes the features by a Conv for the spectra and another for the filterbank."""
+def spelled(options: LogMelOptions | MfccOptions, samples: int | str) -> Model:
+    """A graph that computes the features by a Conv for the spectra, another for the filterbank, another for the DCT."""
+    if isinstance(options, LogMelOptions):
+        node, features = ops.log_mel_node("sound", "out", options), options.n_mels
+    else:
+        node, features = ops.mfcc_node("sound", "out", options), options.n_coefficients
     graph = helper.make_graph(
-        [ops.log_mel_node("sound", "out", options)],
+        [node],
         "g",
         [helper.make_tensor_value_info("sound", onnx.TensorProto.FLOAT, [1, samples])],
-        [helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [1, "frames", options.n_mels])],
+        [helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [1, "frames", features])],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     ops.add_bodies(proto)
@@ -229,6 +241,78 @@ def test_a_signal_of_any_length() -> None:
     assert find_front_end(result.model, "sound") is not None
     for samples in (400, 3001):
         assert_same_features(model, result.model, samples)
+
+
+MFCCS = [
+    MfccOptions(LogMelOptions(n_mels=23)),
+    MfccOptions(replace(PLAIN, n_mels=40), n_coefficients=40, lifter=0.0),
+    MfccOptions(replace(PLAIN, log="db", edges="reflect", mean=-30.0, std=20.0), n_coefficients=1, lifter=30.0),
+]
+
+
+@pytest.mark.parametrize("options", MFCCS, ids=range(len(MFCCS)))
+def test_cepstra_by_convolutions(options: MfccOptions) -> None:
+    model = spelled(options, 2400)
+    result = run(model, [RecogniseFrontEnd(16000)])
+    assert graph_text.ops(result.model) == ["MFCC"], result.notes
+    found = find_front_end(result.model, "sound")
+    assert found is not None
+    assert isinstance(found.options, MfccOptions)
+    assert found.options.n_coefficients == options.n_coefficients
+    if options.n_coefficients > 1:  # the lifter's first factor is 1 whatever its length
+        assert found.options.lifter == options.lifter
+    assert found.options.log_mel.n_mels == options.log_mel.n_mels
+    assert_same_features(model, result.model, 2400, 2e-2)
+
+
+def cepstra(tail: str, out: str, **changes: np.ndarray) -> Model:
+    """`matrices()` with a DCT behind it."""
+    options = MfccOptions(PLAIN, n_coefficients=13)
+    tables = {"dct": dct_matrix(options).T, "lift": lifter(options), **changes}
+    proto = matrices().copy_proto()
+    nodes = graph_text.proto(f"(float[6, 20] y) => (float{out} z) {{ {tail} }}")
+    proto.graph.node.extend(nodes.graph.node)
+    del proto.graph.output[:]
+    proto.graph.output.extend(nodes.graph.output)
+    for name, table in tables.items():
+        proto.graph.initializer.append(numpy_helper.from_array(table.astype(np.float32), name))
+    return from_proto(proto)
+
+
+@pytest.mark.parametrize(
+    ("tail", "out", "found"),
+    [
+        ("c0 = MatMul(y, dct) z = Mul(c0, lift)", "[6, 13]", "MFCC"),
+        ("c0 = MatMul(y, dct) c1 = Mul(lift, c0) z = Transpose <perm = [1, 0]> (c1)", "[13, 6]", "MFCC"),
+        ("t = Transpose <perm = [1, 0]> (y) z = MatMul(rows, t)", "[13, 6]", "MFCC"),
+        ("t = Transpose <perm = [1, 0]> (y) c0 = MatMul(rows, t) z = Mul(c0, down)", "[13, 6]", "MFCC"),
+        ("c0 = MatMul(y, dct) c1 = Identity(c0) z = Neg(c1)", "[6, 13]", "MFCC"),
+        ("c0 = MatMul(y, dct) z = Mul(c0, other)", "[6, 13]", "MFCC"),
+        ("z = MatMul(y, other_rows)", "[6, 13]", "LogMel"),
+        ("c0 = MatMul(y, dct) s = ReduceSum(y) z = Add(c0, s)", "[6, 13]", "LogMel"),
+        ("t = Transpose <perm = [1, 0]> (y) z = MatMul(left, t)", "[3, 6]", "LogMel"),
+        ("c0 = MatMul(y, square) z = Mul(c0, along)", "[6, 20]", "LogMel"),
+        ("z = Neg(y)", "[6, 20]", "LogMel"),
+    ],
+)
+def test_cepstra_by_matrix_products(tail: str, out: str, found: str) -> None:
+    options = MfccOptions(PLAIN, n_coefficients=13)
+    rng = np.random.default_rng(0)
+    model = cepstra(
+        tail,
+        out,
+        rows=dct_matrix(options),
+        down=lifter(options)[:, None],
+        other=rng.random(13),
+        other_rows=rng.random((20, 13)),
+        left=rng.random((3, 20)),
+        square=rng.random((20, 20)),
+        along=rng.random((20,)),
+    )
+    result = run(model, [RecogniseFrontEnd(16000)])
+    assert found in graph_text.ops(result.model), result.notes
+    assert f'is {found} of "sound"' in result.notes[0]
+    assert_same_features(model, result.model, 896, 2e-2)
 
 
 def test_then_out_of_the_graph() -> None:
