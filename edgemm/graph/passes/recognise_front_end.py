@@ -380,8 +380,8 @@ class _Found:
         stored = self.known.array(next((item for item in node.input if item != name), ""))
         if stored is None or stored.size != count:
             return None
-        axis = -2 if first else -1
-        along = stored.ndim >= -axis and stored.shape[axis] == count
+        sizes: list[int] = [1, 1, *stored.shape]
+        along = sizes[-2 if first else -1] == count
         return stored.reshape(-1).astype(np.float64) if along else None
 
     # up: the linear part
