@@ -33,7 +33,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,37 +171,41 @@ class Ages:
         self._slow_s = slow_s
         self._first_s: float | None = None
         self._begin: tuple[float, float] | None = None
-        self._glass_ns: int | None = None
+        self._end: tuple[float, float] | None = None
+        # edgemm hands results to a thread of the sink's own, while the next step is fed.
+        self._glass_ns: deque[int | None] = deque()
         self.ages_ms: list[float] = []
         self.unread = 0
 
     def fed(self, tensor: np.ndarray) -> None:
         """A step is about to run on `tensor`, `[1, 3, side, side]` from 0 to 1."""
-        self._glass_ns = read(tensor[0, 1], time.monotonic_ns())
+        self._glass_ns.append(read(tensor[0, 1], time.monotonic_ns()))
         time.sleep(self._slow_s)
 
     def made(self) -> bool:
         """Its result is there; returns whether more are wanted."""
         now_ns = time.monotonic_ns()
+        glass_ns = self._glass_ns.popleft()
         if self._first_s is None:
             self._first_s = time.monotonic()
-        if time.monotonic() - self._first_s < WARM_UP_S:
-            return True
+        if self._end is not None or time.monotonic() - self._first_s < WARM_UP_S:
+            return self._end is None
         if self._begin is None:
             self._begin = time.monotonic(), time.process_time()
-        if self._glass_ns is None:
+        if glass_ns is None:
             self.unread += 1
         else:
-            self.ages_ms.append((now_ns - self._glass_ns) / 1e6)
-        return time.monotonic() - self._begin[0] < self._seconds
+            self.ages_ms.append((now_ns - glass_ns) / 1e6)
+        if time.monotonic() - self._begin[0] >= self._seconds:
+            self._end = time.monotonic(), time.process_time()
+        return self._end is None
 
     def report(self) -> dict:
-        begin_s, begin_cpu = self._begin
-        wall = time.monotonic() - begin_s
+        wall, cpu = (end - begin for begin, end in zip(self._begin, self._end, strict=True))
         return {
             "ages_ms": self.ages_ms,
             "unread": self.unread,
-            "cpu": (time.process_time() - begin_cpu) / wall,
+            "cpu": cpu / wall,
             "per_second": len(self.ages_ms) / wall,
         }
 
@@ -210,7 +214,7 @@ def take_part(who: str, url: str, folder: Path, seconds: float, slow_s: float) -
     """Run one of the four and return what its Ages report."""
     ages = Ages(seconds, slow_s)
     if who == "edgemm":
-        run_edgemm(url, folder / "eye.edgemm", ages)
+        run_edgemm(url, folder / "eye.edgemm", ages, seconds)
         return ages.report()
     import cv2
     import onnxruntime as ort
@@ -228,7 +232,7 @@ def take_part(who: str, url: str, folder: Path, seconds: float, slow_s: float) -
     return ages.report()
 
 
-def run_edgemm(url: str, bundle: Path, ages: Ages) -> None:
+def run_edgemm(url: str, bundle: Path, ages: Ages, seconds: float) -> None:
     import edgemm
 
     class Sink:
@@ -239,10 +243,15 @@ def run_edgemm(url: str, bundle: Path, ages: Ages) -> None:
             pass
 
         def write(self, result) -> None:
-            if not ages.made():
-                raise KeyboardInterrupt
+            ages.made()
 
-    edgemm.run(bundle, camera=url, sinks=[Sink()], on_feeds=lambda _, tensors: ages.fed(tensors["picture"]))
+    edgemm.run(
+        bundle,
+        camera=url,
+        sinks=[Sink()],
+        on_feeds=lambda _, tensors: ages.fed(tensors["picture"]),
+        duration_s=WARM_UP_S + seconds + 2,
+    )
 
 
 def gstreamer_pictures(description: str) -> Iterator[np.ndarray]:

@@ -24,7 +24,7 @@ from edgemm.errors import UsageError
 from edgemm.inputs import Device, Media, open_sources, stream_wants
 from edgemm.session import OnFeeds, Session, open_engines
 from edgemm.stream.accounting import SinkAccount
-from edgemm.stream.capture import Capture
+from edgemm.stream.capture import Arrivals, Capture
 from edgemm.stream.clock import Clock, VirtualClock, WallClock
 from edgemm.stream.drift import ClockReport
 from edgemm.stream.frames import Event
@@ -276,24 +276,27 @@ def live(
     duration_s: float | None,
     tape: Tape | None = None,
     on_event: OnEvent | None = None,
+    arrivals: Arrivals | None = None,
 ) -> Generator[Result, None, None]:
     """Wall time: sources are read by threads of their own; this one takes what has come and makes the steps.
 
     `tape` receives all that `rerun` needs, beside what the session's clock, a TapeClock, gives it. `on_event` is called
-    with every event before the session takes it.
+    with every event before the session takes it. `arrivals` stands in for the threads and their queue where time is
+    simulated.
     """
     # Only what the session itself reads decides its results.
     clock = session.clock.inner if isinstance(session.clock, TapeClock) else session.clock
     end_ns = None if duration_s is None else round(duration_s * 1e9)
     # "every" makes the steps of each frame before it takes the next; the others need to know what is newest.
     limit = 1 if session.recipe.schedule.policy == "every" else None
-    capture = Capture(sources, clock, session.queue_limits(), session.recorder)
+    capture = Capture([] if arrivals else sources, clock, session.queue_limits(), session.recorder)
+    queue = arrivals or capture.queue
     try:
         with capture, _quick_hand_off():
             while end_ns is None or clock.now_ns() < end_ns:
                 wakes = [time_ns for time_ns in (session.wake_ns(), end_ns) if time_ns is not None]
                 timeout_s = max(0, min(wakes) - clock.now_ns()) / 1e9 if wakes else None
-                events = capture.queue.take(timeout_s, limit)
+                events = queue.take(timeout_s, limit)
                 if events is None:
                     if tape is not None:
                         tape.note(["f"])
@@ -314,7 +317,7 @@ def live(
         # What was still waiting goes to the books, too.
         if tape is not None:
             tape.note(["d"])
-        for event, arrived_ns in capture.queue.drain():
+        for event, arrived_ns in queue.drain():
             if tape is not None:
                 tape.event(event, arrived_ns)
             session.ingest(event, arrived_ns)

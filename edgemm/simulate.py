@@ -36,6 +36,7 @@ from edgemm.profiler import report as reports
 from edgemm.profiler.percentiles import Percentiles
 from edgemm.profiler.report import ProfileReport
 from edgemm.recipe import streamed
+from edgemm.runner import live
 from edgemm.session import Session, mode_key, open_engines
 from edgemm.stream.capture import FrameQueue
 from edgemm.stream.frames import AudioChunk, Event
@@ -173,7 +174,7 @@ def simulate(
         queue = SimulatedQueue(sources, clock, session.queue_limits(), sound)
         results: list[Result] = []
         ages: dict[str, list[int]] = defaultdict(list)
-        for result in _loop(session, queue, duration_s):
+        for result in live(session, sources, duration_s, arrivals=queue):
             made = result.with_latency(spent[result.model].explain(result.latency, queue.spent_ns))
             if made.capture_ns is not None:
                 ages[made.model].append(made.made_ns - made.capture_ns)
@@ -350,25 +351,6 @@ class SimulatedQueue:
             self._next = next(self._coming, None)
             if self._next is None:
                 self._queue.close()
-
-
-def _loop(session: Session, queue: SimulatedQueue, duration_s: float | None) -> Iterator[Result]:
-    """`runner.live`, with the simulation's clock and queue in place of the machine's."""
-    clock = session.clock
-    end_ns = None if duration_s is None else round(duration_s * 1e9)
-    limit = 1 if session.recipe.schedule.policy == "every" else None
-    while end_ns is None or clock.now_ns() < end_ns:
-        wakes = [time_ns for time_ns in (session.wake_ns(), end_ns) if time_ns is not None]
-        events = queue.take(max(0, min(wakes) - clock.now_ns()) / 1e9 if wakes else None, limit)
-        if events is None:
-            yield from session.finish()
-            break
-        for event, arrived_ns in events:
-            session.ingest(event, arrived_ns)
-        session.tick(events[-1][1] if limit and events else clock.now_ns())
-        yield from session.steps()
-    for event, arrived_ns in queue.drain():
-        session.ingest(event, arrived_ns)
 
 
 def _sources(

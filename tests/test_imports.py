@@ -39,7 +39,7 @@ ALLOWED = {
     "view": {*BASE, "recipe", "frontend", "stream"},
     "runner": {*BASE, "bundle", "engine", "stream", "rig", "inputs", "session"},
     "profiler": {*LOW, "recipe", "bundle", "engine", "stream", "inputs", "session", "runner"},
-    "simulate": {*BASE, "bundle", "recipe", "engine", "stream", "inputs", "session", "profiler"},
+    "simulate": {*BASE, "bundle", "recipe", "runner", "engine", "stream", "inputs", "session", "profiler"},
     "demo": {*BASE, "recipe", "bundle", "engine", "stream", "builder", "runner", "profiler"},
 }
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Protocol
 
 from edgemm.stream.clock import Clock
 from edgemm.stream.frames import Event, Lost
@@ -25,6 +26,17 @@ QUEUE_PICTURES = 16
 
 JOIN_S = 2.0
 """How long leaving waits for a source that blocks, e.g. a URL that no longer answers; its thread is then left alone."""
+
+
+class Arrivals(Protocol):
+    """What has come from the sources and waits for the session."""
+
+    def take(self, timeout_s: float | None, limit: int | None = None) -> list[tuple[Event, int]] | None:
+        """All events that are there, or the first `limit`, each with its time of arrival; waits up to `timeout_s` for
+        one. None: there will be none."""
+
+    def drain(self) -> list[tuple[Event, int]]:
+        """What is still waiting when the session is over."""
 
 
 class FrameQueue:
