@@ -458,6 +458,11 @@ class _ModelBuild:
                 )
                 forms["int8"] = insert_qdq(self._model, self.ranges, "tensorrt", int8.excluded).model
                 chosen, reason = self._choose(int8, comparing, rows)
+        if self._recipe.tensorrt_of(self._name).half:
+            for precision in graphs.keys() & {"int8", "fp8", "int4"}:
+                halved = self._halved(precision, forms.get(precision, graphs[precision]))
+                if halved is not None:
+                    forms[precision] = halved
         if self._recipe.tensorrt_of(self._name).fuse_attention:
             fused = self._fuse_attention(graphs.get("fp16"))
             if fused is not None:
@@ -492,6 +497,25 @@ class _ModelBuild:
             )
         return made, VariantReport(precision, agreement=score, sqnr_db=agreement.sqnr_db)
 
+    def _halved(self, precision: str, graph: Model) -> Model | None:
+        """The graph for TensorRT with fp16 for what it has in fp32, if the outputs stay."""
+        self._tell(f"converting what {precision} leaves in fp32 to fp16")
+        result = run_passes(graph, [ToHalf(self._wanted.keep_float)])
+        kept, agreement = self._outputs_stay(graph, result.model)
+        self._notes.append(f"half, {precision}: {agreement}")
+        return result.model if kept else None
+
+    def _outputs_stay(self, before: Model, after: Model) -> tuple[bool, str]:
+        """Whether a rewrite loses no more than may be lost, and what was measured, in words."""
+        if not self._data.given:
+            return True, "not compared, as there is no data"
+        _, comparing, _ = split(self._data.samples(self._name))
+        reference = self._reference(comparing)
+        first, second = (self._score(reference.compare(model)) for model in (before, after))
+        kept = second >= first - self._max_drop
+        words = f"agreement with float {first:.4f} before, {second:.4f} after"
+        return kept, words + ("" if kept else ": undone, that is more than may be lost")
+
     def _fuse_attention(self, graph: Model | None) -> Model | None:
         """The fp16 graph with its attention fused for edgemm's kernel, if the outputs stay."""
         if graph is None:
@@ -506,17 +530,8 @@ class _ModelBuild:
         if not operators_of(result.model.proto):
             self._notes.append("fuse-attention: undone, as keep_float leaves the attention in fp32")
             return None
-        if not self._data.given:
-            self._notes.append("fuse-attention: compared node by node on random numbers, as there is no data")
-            return result.model
-        _, comparing, _ = split(self._data.samples(self._name))
-        reference = self._reference(comparing)
-        before, after = (self._score(reference.compare(model)) for model in (graph, result.model))
-        kept = after >= before - self._max_drop
-        self._notes.append(
-            f"fuse-attention: agreement with float {before:.4f} before, {after:.4f} after"
-            + ("" if kept else ": undone, that is more than may be lost")
-        )
+        kept, agreement = self._outputs_stay(graph, result.model)
+        self._notes.append(f"fuse-attention: each compared on random numbers; {agreement}")
         return result.model if kept else None
 
     def _put_in_front_ends(

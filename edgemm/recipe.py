@@ -239,9 +239,11 @@ class TensorRT(_Node, frozen=True):
     strip_weights: bool = False
     refit: bool = False
     plugins: bool = True
-    """True: edgemm's operators in the graph are run by edgemm's kernels; False: by the ONNX operators in their bodies."""
+    """True: edgemm's kernels run edgemm's operators in the graph; False: the ONNX operators in their bodies do."""
     ahead_of_time: bool = False
     """True: attention becomes an ahead-of-time plugin, whose kernel is in the plan, where the version has them."""
+    half: bool = False
+    """True: what of an int8, fp8 or int4 graph is neither runs in fp16 on TensorRT, not in fp32."""
     fuse_attention: bool = False
     """True: attention in fp16 that the graph spells out is fused into one operator, and so run by edgemm's kernel."""
 

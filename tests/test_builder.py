@@ -481,6 +481,26 @@ def test_attention_is_fused_where_it_is_wanted_and_exact_enough(tmp_path: Path) 
     assert "takes fp16, and nothing was built in it" in notes
 
 
+def test_what_is_not_int8_runs_in_fp16_on_tensorrt_if_it_is_exact_enough(tmp_path: Path) -> None:
+    source = recipe(tmp_path, "[tensorrt]\nhalf = true", 'keep_float = ["gemm"]')
+    report = edgemm.build(source, tmp_path / "o.edgemm", precision="int8", calibration=samples())
+    opened = edgemm.open(tmp_path / "o.edgemm")
+    variant = opened.models["net"].variants["int8"]
+    assert variant.tensorrt is not None
+    halved = onnx.load_from_string(opened.read(variant.tensorrt))
+    plain = onnx.load_from_string(opened.read(variant.file))
+    assert TensorProto.FLOAT16 in {tensor.data_type for tensor in halved.graph.initializer}
+    assert TensorProto.FLOAT16 not in {tensor.data_type for tensor in plain.graph.initializer}
+    assert any(note.startswith("half, int8: agreement with float") for note in report.models[0].notes)
+
+
+def test_fp16_beside_fp8_that_loses_too_much_is_undone(tmp_path: Path) -> None:
+    source = recipe(tmp_path, "[tensorrt]\nhalf = true")
+    report = edgemm.build(source, tmp_path / "o.edgemm", precision="fp8", calibration=samples(), max_drop=-2)
+    assert any("half, fp8" in n and "undone, that is more than may be lost" in n for n in report.models[0].notes)
+    assert edgemm.open(tmp_path / "o.edgemm").models["net"].variants["fp8"].tensorrt is None
+
+
 def test_dla_and_workspace_are_kept_for_the_device(tmp_path: Path) -> None:
     source = recipe(tmp_path, "[tensorrt]\nsparsity = true", "[models.net.tensorrt]\nrefit = true")
     report = edgemm.build(source, tmp_path / "o.edgemm", target="agx-orin", dla=(1, True), workspace_mb=64)

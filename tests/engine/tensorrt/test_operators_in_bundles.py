@@ -191,6 +191,6 @@ def test_what_the_recipe_fuses_is_in_the_plan_and_in_the_report(tmp_path: Path) 
     assert kinds(read_plan(opened.read(fp16.file))).count("PLUGIN_V3") == 2
     notes = "\n".join(report.models[0].notes)
     assert "fuse-attention: 1 of 1 attentions fused" in notes
-    assert "fuse-attention: agreement with float 1.0000 before, 1.0000 after" in notes
+    assert "agreement with float 1.0000 before, 1.0000 after" in notes
     assert "put-in-front-end: audio takes 16240 samples instead of 100 frames" in notes
     assert {kernel.source for kernel in opened.manifest.kernels} == {"attention_d32", "log_mel"}

@@ -369,6 +369,22 @@ def test_the_demo_is_compiled_in_fp32_and_fp16() -> None:
     assert build(ToHalf()(model).model.to_bytes(), "rtx-sm75").data
 
 
+def test_turing_takes_int8_beside_fp16(tmp_path: Path) -> None:
+    source = tmp_path / "recipe.toml"
+    source.write_text((DEMO / "recipe.toml").read_text() + "\n[tensorrt]\nhalf = true\n")
+    (tmp_path / "av_digits.onnx").symlink_to(DEMO / "av_digits.onnx")
+    few = [dict(np.load(file)) for file in sorted((DEMO / "calibration").glob("*.npz"))[:4]]
+    said = edgemm.build(
+        source,
+        tmp_path / "o.edgemm",
+        precision="int8",
+        target="rtx-sm75",
+        calibration=few,
+        observer="min-max",
+    ).plans
+    assert any(line.startswith("av, int8: compiled for sm_75 by TensorRT for RTX") for line in said), said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", EVERY)
 def test_the_demo_is_built_in_every_precision_that_the_target_has(target: str, tmp_path: Path) -> None:
