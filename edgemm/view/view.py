@@ -110,8 +110,8 @@ class View:
         self._time_s = time.monotonic()
         self._resend = False
         """There is a client that has seen no picture yet."""
-        self._brief = False
-        """There are clients that came before the run was known."""
+        self._unbriefed = False
+        """There is a client that came before the run was known."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, name="view", daemon=True)
 
@@ -158,7 +158,6 @@ class View:
                 for info in run.streams
             }
             self._run = run
-            self._brief = True
 
     def event(self, event: Event) -> None:
         """Note what came; a picture replaces the one before."""
@@ -240,12 +239,13 @@ class View:
         self._resend = False
         with self._lock:
             points, self._fresh = self._fresh, []
-            brief, self._brief = self._brief, False
-            if brief:
+            run = self._run if self._unbriefed else None
+            if run is not None:
+                self._unbriefed = False
                 points = list(self._history)  # the page begins anew
         content = self._content(points)
-        if brief and self._run is not None:
-            content["config"] = _config(self._run)
+        if run is not None:
+            content["config"] = _config(run)
         return self._pack(content, pictures)
 
     # In any.
@@ -254,6 +254,7 @@ class View:
         with self._lock:
             points = list(self._history)
             run = self._run
+            self._unbriefed |= run is None
         self._resend = True
         content = self._content(points)
         content["config"] = None if run is None else _config(run)

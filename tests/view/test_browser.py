@@ -135,7 +135,7 @@ def test_the_numbers_on_the_page_are_those_of_the_run(browser: Browser, tmp_path
         def number(key: str) -> str | None:
             return page.text(f'[data-model="av"] [data-key="{key}"]')
 
-        assert len(results) > 20
+        assert len(results) > 5  # some sixty, unless the machine is very busy
         assert number("results") == str(len(results))
         assert number("step") == str(last["step"])
         assert number("time") == f"{last['time_ms'] / 1000:.3f}"
@@ -232,6 +232,10 @@ def test_losses_are_drawn_in_the_second_in_which_they_happened(browser: Browser)
         page.wait_for("document.querySelector('#losses .legend b').textContent === '30 in all'")
         assert [page.text(f"#losses .legend span:nth-child({i}) b") for i in (1, 2)] == ["30 in all", "5 in all"]
         assert drawn(page, "losses", "--s1") > 200
+        # The tables below may bring a scroll bar, and with it another width.
+        page.wait_for("document.querySelector('#models-table tr[data-name=av]')")
+        page.wait_for("document.querySelector('figure canvas').dataset.pictures")
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         # The pointer asks for the ninth second before now, in which 30 frames were lost.
         rect = page.evaluate(
             "(({x, y, width}) => [x, y, width])(document.querySelector('#losses canvas').getBoundingClientRect())"

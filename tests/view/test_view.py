@@ -124,7 +124,7 @@ def test_a_client_is_told_everything_and_then_what_is_new() -> None:
         assert now["streams"]["mic"]["account"]["dropped"] == {"queue_full": 2, "not_needed": 1}
         assert now["streams"]["mic"]["clock"]["reconnects"] == 1
         assert now["sinks"]["jsonl r.jsonl"]["written"] == 6
-        assert "config" not in now or now["config"] == hello["config"]
+        assert "config" not in now
         decoded = cv2.imdecode(np.frombuffer(blobs[0], np.uint8), cv2.IMREAD_COLOR)
         assert np.abs(decoded.astype(int) - (10, 30, 200)).max() < 12
         view.write(result(2, skew_ns=None))

@@ -121,7 +121,7 @@ def test_under_the_virtual_clock_the_run_waits_for_its_clients() -> None:
     with WebSocketSink(":0") as sink:
         sink.begin(briefing("virtual"))
 
-        with connect(sink.url, max_queue=4) as client:
+        with connect(sink.url) as client:
             until(lambda: sink.clients == 1)
             writer = threading.Thread(target=lambda: [sink.write(big) for _ in range(1500)])
             writer.start()
