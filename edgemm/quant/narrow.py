@@ -40,7 +40,8 @@ def to_fp8(model: Model, ranges: Ranges, exclude: Collection[str] = ()) -> Model
     """
     ranges.check(model)
     raised = _at_opset(model, FP8_OPSET)
-    renewed = replace(ranges, graph=raised.digest)
+    # Rounding for int8's steps says nothing of FP8's; the weights come from their float values below.
+    renewed = replace(ranges, graph=raised.digest, rounding=None)
     result = insert_qdq(raised, renewed, "tensorrt", exclude)
     if not result.quantized:
         raise UsageError(

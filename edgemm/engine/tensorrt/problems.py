@@ -37,8 +37,8 @@ _RULES: Sequence[tuple[str, str, str]] = (
     (
         r"check_turing_op_compatibility|for Turing \(SM75\)",
         "its matrix product has no kernel for SM75 (Turing) in fp32",
-        "Convert the model to fp16 (--precision fp16; beside int8: half = true under [tensorrt] in the recipe), or choose "
-        "a target from SM80 on.",
+        "Convert the model to fp16 (--precision fp16; beside int8: half = true under [tensorrt] in the recipe), or "
+        "choose a target from SM80 on.",
     ),
     (
         r"HW-specific datatypes: ?(?P<types>[a-z0-9_, ]+)",
