@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -11,7 +12,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from sound_server import SoundServer, require_sound, sound_server
+from typer.testing import CliRunner
 
+from edgemm.cli.main import app
 from edgemm.errors import SourceError
 from edgemm.stream.clock import WallClock
 from edgemm.stream.frames import AudioChunk, End, Event, Lost
@@ -120,6 +123,64 @@ def test_a_killed_server_is_noticed_and_its_return_too(server: SoundServer, capl
     assert after[0][1].capture_ns > ends[0]
     assert "fallen silent" in caplog.text
     assert "is back" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_pulled_cable_and_another_device_at_another_rate(server: SoundServer) -> None:
+    clock = WallClock()
+    events: list[tuple[int, Event]] = []
+    with MicrophoneSource(WANT) as source:
+        source.start(clock)
+        reader = threading.Thread(target=lambda: events.extend((clock.now_ns(), event) for event in source))
+        reader.start()
+        time.sleep(1.0)
+        server.control("unload-module", "module-null-sink")
+        pulled_ns = clock.now_ns()
+        time.sleep(1.5)
+        server.control("load-module", "module-null-sink", "sink_name=other", "rate=44100", "norewinds=1")
+        server.control("set-default-source", "other.monitor")
+        back_ns = clock.now_ns()
+        time.sleep(1.0)
+        player = server.player()
+        assert player.stdin is not None
+        tone = (10000 * np.sin(2 * np.pi * 1000 * np.arange(32000) / 16000)).astype(np.int16)
+        player.stdin.write(tone.tobytes())
+        player.stdin.close()
+        time.sleep(2.5)
+        source.stop()
+        reader.join(5)
+        player.wait(10)
+        assert not reader.is_alive()
+    # What PulseAudio gives between the two devices is its own affair: silence, or nothing.
+    after = [(at, event) for at, event in events if at > back_ns and isinstance(event, AudioChunk)]
+    assert after[0][0] < back_ns + 2_000_000_000, "back within 2 s of its return"
+    heard = np.concatenate([event.samples for _, event in after])
+    loud = np.flatnonzero(np.abs(heard) > 0.1)
+    tone_heard = heard[loud[0] + 2000 : loud[0] + 18000]
+    spectrum = np.abs(np.fft.rfft(tone_heard * np.hanning(len(tone_heard))))
+    assert np.argmax(spectrum) * 16000 / len(tone_heard) == pytest.approx(1000, abs=4)
+    assert {event.rate_hz for _, event in after} == {16000}
+    before = [event for at, event in events if at < pulled_ns]
+    assert not any(isinstance(event, End) for event in before)
+
+
+def test_levels_of_microphones_are_shown(server: SoundServer) -> None:
+    player = server.player(latency_ms=100)
+    assert player.stdin is not None
+    tone = (3276.8 * np.sin(2 * np.pi * 1000 * np.arange(80000) / 16000)).astype(np.int16)
+    player.stdin.write(tone.tobytes())
+    player.stdin.flush()
+    time.sleep(0.5)
+    done = CliRunner().invoke(app, ["devices", "--levels", "--json"])
+    player.kill()
+    player.wait()
+    assert done.exit_code == 0, done.output
+    [found] = json.loads(done.stdout)["microphones"]
+    assert found["level"]["peak_dbfs"] == pytest.approx(-20, abs=0.5)
+    assert found["level"]["rms_dbfs"] == pytest.approx(-23, abs=0.5)
+    shown = CliRunner().invoke(app, ["devices", "--levels"])
+    assert "peak dBFS" in shown.stdout
+    assert "-120.0" in shown.stdout or "muted" in shown.stdout, "nobody plays any more"
 
 
 def test_no_microphone_is_one_sentence() -> None:

@@ -89,6 +89,10 @@ class SoundServer:
         self.kill()
         raise RuntimeError("PulseAudio did not come up within 10 s")
 
+    def control(self, *command: str) -> None:
+        """Give `pactl` a command."""
+        subprocess.run(["pactl", *command], env=os.environ | self.environment, check=True, capture_output=True)
+
     def kill(self) -> None:
         """End the daemon the hard way."""
         if self._process is not None:
