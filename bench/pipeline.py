@@ -250,7 +250,7 @@ def run_edgemm(url: str, bundle: Path, ages: Ages, seconds: float) -> None:
         camera=url,
         sinks=[Sink()],
         on_feeds=lambda _, tensors: ages.fed(tensors["picture"]),
-        duration_s=WARM_UP_S + seconds + 2,
+        duration_s=WARM_UP_S + seconds + 8,
     )
 
 
