@@ -105,7 +105,7 @@ def candidates(graph_nodes: Sequence[NodeProto], known: Known) -> list[tuple[Nod
         if walk.is_standard(node, "Attention"):
             found.append((node, node.output[0]))
         elif walk.is_standard(node, "Softmax") or _is_spelled_softmax(node, known):
-            weights = _after_softmax(node.output[0], known)
+            weights = _after_softmax(node.output[0], known).name
             if any(walk.is_standard(reader, "MatMul", "Einsum") for reader in known.links.consumers.get(weights, ())):
                 found.append((node, weights))
     return found
@@ -115,10 +115,13 @@ def match(node: NodeProto, weights: str, known: Known) -> Attention:
     """Return the attention around a candidate. Raises NoMatchError with the reason if it is none that we compute."""
     if walk.is_standard(node, "Attention"):
         return _operator(node, known)
-    _only_read_inside(node, weights, known)
+    after = _after_softmax(node.output[0], known)
+    _only_read_inside(node, after, known)
     readers = known.links.consumers.get(weights, [])
     scores_name = _softmax_input(node, known)
     scores = _scores(scores_name, known)
+    if after.mask is not None:
+        scores = scores.biased(Bias(after.mask, hidden_if=False, fill=float("-inf")))
     rank = scores.rank if scores.shape is None else len(scores.shape)
     if rank not in (2, 3, 4):
         raise NoMatchError(f"the scores have {rank} dimensions, and 2 to 4 are known")
@@ -133,20 +136,15 @@ def match(node: NodeProto, weights: str, known: Known) -> Attention:
     )  # fmt: skip
 
 
-def _only_read_inside(node: NodeProto, weights: str, known: Known) -> None:
-    name = weights
-    while True:
-        readers = known.links.consumers.get(name, [])
-        if name in known.links.outputs or (name == weights and len(readers) != 1):
-            raise NoMatchError("the attention weights are read elsewhere, too, and the kernel does not give them")
-        if name == node.output[0]:
-            return
-        # Backwards through what stands between softmax and product; IsNaN reads its softmax twice.
-        maker = known.links.producer[name]
-        name = maker.input[2] if maker.op_type == "Where" else maker.input[0]
-        inside = [n for n in known.links.consumers.get(name, []) if n is not maker and n.op_type != "IsNaN"]
-        if inside:
-            raise NoMatchError("the attention weights are read elsewhere, too, and the kernel does not give them")
+def _only_read_inside(node: NodeProto, after: _Weights, known: Known) -> None:
+    inside = {id(item) for item in after.inside}
+    for maker in (node, *after.inside):
+        for name in maker.output:
+            readers = known.links.consumers.get(name, [])
+            last = name == after.name
+            outside = [reader for reader in readers if id(reader) not in inside]
+            if name in known.links.outputs or len(outside) != last:
+                raise NoMatchError("the attention weights are read elsewhere, too, and the kernel does not give them")
 
 
 # the softmax
@@ -199,8 +197,22 @@ def _softmax_input(node: NodeProto, known: Known) -> str:
     return str(shifted.input[0])
 
 
-def _after_softmax(name: str, known: Known) -> str:
-    """Follow what leaves the weights as they are: casts, dropout in inference, NaN of empty rows made 0 (torch)."""
+@dataclass(frozen=True)
+class _Weights:
+    """The attention weights as the values meet them."""
+
+    name: str
+    inside: tuple[NodeProto, ...] = ()
+    """What stands between the softmax and them."""
+    mask: str | None = None
+    """Truth values that hide keys where they are false, if it was done here."""
+
+
+def _after_softmax(name: str, known: Known) -> _Weights:
+    """Follow what leaves the weights as they are: casts, dropout in inference, NaN of empty rows made 0 (torch); and a
+    mask that is multiplied on them before they are made to sum up to 1 again (JAX by jax2onnx)."""
+    inside: list[NodeProto] = []
+    mask: str | None = None
     while True:
         readers = known.links.consumers.get(name, [])
         following = None
@@ -208,13 +220,53 @@ def _after_softmax(name: str, known: Known) -> str:
             casts = walk.is_standard(reader, "Cast") and walk.attribute(reader, "to") in _FLOATS
             if casts or (walk.is_standard(reader, "Identity", "Dropout") and reader.input[0] == name):
                 following = reader.output[0]
+                inside.append(reader)
             elif walk.is_standard(reader, "Where") and reader.input[2] == name and known.scalar(reader.input[1]) == 0:
                 test = known.links.producer.get(reader.input[0])
                 if test is not None and walk.is_standard(test, "IsNaN") and test.input[0] == name:
                     following = reader.output[0]
+                    inside += [test, reader]
+            elif mask is None and (found := _masked_afterwards(reader, name, known)) is not None:
+                following, mask = found.name, found.mask
+                inside += found.inside
         if following is None:
-            return name
+            return _Weights(name, tuple(inside), mask)
         name = following
+
+
+def _masked_afterwards(product: NodeProto, weights: str, known: Known) -> _Weights | None:
+    """`w * mask / sum(w * mask)`, 0 where the sum is 0: the softmax of scores that the mask has hidden keys of."""
+    if not walk.is_standard(product, "Mul"):
+        return None
+    cast = known.links.producer.get(next((item for item in product.input if item != weights), ""))
+    if cast is None or not walk.is_standard(cast, "Cast"):
+        return None
+    spec = known.specs.get(cast.input[0])
+    masked = product.output[0]
+    readers = known.links.consumers.get(masked, [])
+    total = next((node for node in readers if walk.is_standard(node, "ReduceSum") and _keeps_last(node, known)), None)
+    division = next((node for node in readers if walk.is_standard(node, "Div") and node.input[0] == masked), None)
+    if spec is None or spec.dtype != "bool" or total is None or division is None:
+        return None
+    inside = [product, total, division]
+    if division.input[1] == total.output[0]:
+        return _Weights(division.output[0], tuple(inside), cast.input[0])
+    # Where(sum > 0, sum, 1) under it, and Where(sum > 0, quotient, 0) after it
+    guard = known.links.producer.get(division.input[1])
+    if guard is None or not walk.is_standard(guard, "Where") or guard.input[1] != total.output[0]:
+        return None
+    test = known.links.producer.get(guard.input[0])
+    divisor = known.scalar(guard.input[2])
+    if test is None or not walk.is_standard(test, "Greater") or test.input[0] != total.output[0]:
+        return None
+    if known.scalar(test.input[1]) != 0 or divisor is None or divisor <= 0:
+        return None
+    inside += [test, guard]
+    final = known.links.sole_consumer(division.output[0])
+    is_final = final is not None and walk.is_standard(final, "Where") and final.input[0] == test.output[0]
+    if final is None or not is_final or final.input[1] != division.output[0] or known.scalar(final.input[2]) != 0:
+        return _Weights(division.output[0], tuple(inside), cast.input[0])
+    return _Weights(final.output[0], (*inside, final), cast.input[0])
 
 
 # the scores

@@ -593,9 +593,10 @@ def band(mask: Array) -> tuple[int | None, int | None, Literal["start", "end"]] 
 
     None if it is no band of zeros beside large negative numbers, or leaves some query without a key.
     """
-    if int(np.prod(mask.shape[:-2])) != 1:
+    tables = mask.reshape(-1, *mask.shape[-2:])
+    if len(tables) == 0 or (tables != tables[0]).any():
         return None
-    table = mask.reshape(mask.shape[-2:])
+    table = tables[0]
     queries, keys = mask.shape[-2], mask.shape[-1]
     seen = table > HIDING
     if (table[seen] != 0).any() or not seen.any(axis=1).all():

@@ -373,7 +373,7 @@ class _Found:
             return None
         table = stored.reshape(shape).astype(np.float64)
         table = table.T if first else table
-        return table if table.shape[0] == bands else None
+        return table if len(table) == bands else None
 
     def _factors(self, node: NodeProto, name: str, first: bool, count: int) -> Float64 | None:
         """The constant factors on the coefficients, or None."""

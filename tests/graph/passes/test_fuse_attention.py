@@ -74,7 +74,7 @@ def check_fused(body: str, operator: str = "FusedAttention", *, opset: int = 17,
 
 
 def test_there_are_golden_graphs() -> None:
-    assert len(GOLDEN) == 27
+    assert len(GOLDEN) == 33
     assert all(path.stat().st_size < 30_000 for path in GOLDEN)
 
 
@@ -91,7 +91,7 @@ def test_what_exporters_write(path: Path) -> None:
     assert options.softmax_scale == pytest.approx(SCALE, rel=1e-6)
     causal = any(word in path.stem for word in ("causal", "llama", "operator"))
     assert options.window_limits == (1 << 29, 0 if causal else 1 << 29)
-    masked = any(word in path.stem for word in ("mask", "bool", "padding", "bert", "triangle"))
+    masked = any(word in path.stem for word in ("mask", "bool", "padding", "bert", "triangle", "bias"))
     assert operator == ("FusedAttentionBias" if masked else "FusedAttention")
     assert_same(load(path), result.model)
 
@@ -301,6 +301,14 @@ def test_a_sliding_window_becomes_attributes() -> None:
     assert_same(model, result.model)
 
 
+def test_a_causal_mask_that_is_stored_for_every_head() -> None:
+    triangle = np.where(np.tril(np.ones((5, 5), bool)), 0.0, -np.inf)
+    assert band(np.broadcast_to(triangle, (2, 3, 5, 5))) == (None, 0, "end")
+    other = np.stack([triangle, np.zeros((5, 5))])
+    assert band(other) is None
+    assert band(np.zeros((0, 5, 5))) is None
+
+
 @pytest.mark.parametrize("what", ["holes", "values"])
 def test_other_constant_masks_stay_a_bias(what: str) -> None:
     mask = np.zeros((6, 6))
@@ -397,6 +405,54 @@ def test_onnx_attention_with_a_past_and_heads_side_by_side() -> None:
 def test_onnx_attention_that_returns_its_keys() -> None:
     body = f"({INPUTS}) => (float[2, 2, 5, 32] y, float[2, 2, 7, 32] all_k) {{ y, all_k = Attention (q, k, v) }}"
     assert "Identity" in graph_text.ops(check_fused(body, opset=23).model)
+
+
+MASKED_LATER = f"""({INPUTS}, bool[2, 1, 5, 7] show) => {OUT}
+    <int64[1] last = {{-1}}, float none = {{0}}, float half = {{0.5}}, float one = {{1}}> {{
+    {TRANSPOSED} s0 = MatMul(q, t) s = Mul(s0, half) p = Softmax <axis = -1> (s) m = Cast <to = 1> (show)
+    w = Mul(p, m) sum = ReduceSum <keepdims = 1> (w, last) ok = Greater(sum, none) d = Where(ok, sum, one)
+    n = Div(w, d) z = Where(ok, n, none) y = MatMul(z, v) }}"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("show", "show"),
+        ("z = Where(ok, n, none) y = MatMul(z, v)", "y = MatMul(n, v)"),
+        (
+            "ok = Greater(sum, none) d = Where(ok, sum, one)\n    n = Div(w, d) z = Where(ok, n, none)",
+            "z = Div(w, sum)",
+        ),
+        ("w = Mul(p, m)", "w = Mul(m, p)"),
+    ],
+)
+def test_a_mask_after_the_softmax(old: str, new: str) -> None:
+    assert old in MASKED_LATER
+    check_fused(MASKED_LATER.replace(old, new), "FusedAttentionBias", scale=0.5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("bool[2, 1, 5, 7] show", "float[2, 1, 5, 7] show"),  # factors, not a mask
+        ("m = Cast <to = 1> (show)", "m = Cast <to = 1> (show) y2 = Neg(m)"),
+        ("Where(ok, sum, one)", "Where(ok, one, sum)"),
+        ("Greater(sum, none)", "Greater(sum, one)"),
+        ("Greater(sum, none)", "Less(sum, none)"),
+        ("w = Mul(p, m)", "w = Add(p, m)"),
+        ("Div(w, d)", "Div(d, w)"),
+    ],
+)
+def test_what_is_no_mask_after_the_softmax(old: str, new: str) -> None:
+    assert old in MASKED_LATER
+    result = fuse(MASKED_LATER.replace(old, new))
+    # A mask that is read elsewhere, too, is a mask.
+    assert result.changed == ("y2" in new)
+
+
+def test_masked_weights_that_are_read_elsewhere() -> None:
+    result = fuse(MASKED_LATER.replace(OUT, "(float[2, 2, 5, 32] y, float[2, 2, 5, 7] w)"))
+    assert "the attention weights are read elsewhere, too" in result.notes[0]
 
 
 @pytest.mark.parametrize(("dim", "kernel"), [(48, 64), (72, 80), (24, 32), (112, 128), (127, 128)])
