@@ -26,8 +26,8 @@ from edgemm.types import Array
 
 Float64 = npt.NDArray[np.float64]
 
-MOST_INPUTS: Final = 2304
-"""Weights with more inputs to an output (3 x 3 x 256) are rounded to nearest: moments take memory by the square."""
+MOST_INPUTS: Final = 1536
+"""Weights with more inputs to an output (3 x 3 x 170) are rounded to nearest: moments take memory by the square."""
 
 _ROWS_A_STEP: Final = 64
 """Places of an activation that one step looks at: neighbours say little more, and every one costs."""

@@ -99,6 +99,20 @@ def test_the_products_come_nearer_to_float_than_with_weights_rounded_to_nearest(
     assert np.mean(error**2) < 0.5 * np.mean(before**2)
 
 
+def test_what_is_rounded_first_is_made_up_for_by_all_behind_it(graph, executor):
+    # Each of 64 channels comes again at half its size: behind all of them, as it weighs less.
+    graph.output(graph.op("MatMul", graph.input("x", 4, 128), graph.weight(128, 16), name="n"))
+    model = graph.model()
+    channels = np.random.default_rng(3).normal(size=(160, 4, 64)).astype(np.float32)
+    data = [{"x": np.concatenate([each, each / 2], axis=1)} for each in channels]
+    ranges = calibrate(model, data[:128], executor, "min-max")
+    ours, nearest = (
+        errors(model, weight_only(insert_qdq(model, each, "tensorrt").model), executor, data[128:])
+        for each in (ranges, replace(ranges, rounding=None))
+    )
+    assert np.mean(ours**2) < 0.6 * np.mean(nearest**2)
+
+
 @pytest.mark.parametrize("form", ["tensorrt", "onnxruntime"])
 @pytest.mark.parametrize("kind", ["gemm", "matmul and add", "conv"])
 def test_the_mean_of_the_error_goes_into_the_bias(graph, executor, kind, form):
