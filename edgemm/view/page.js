@@ -16,6 +16,7 @@ let models = {};
 let nowMs = 0;
 let dirty = false;
 let retries = 0;
+let pointsTaken = 0;
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -394,6 +395,7 @@ function take(buffer) {
   const content = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
   if (content.config) {
     config = content.config;
+    pointsTaken = content.first_point;
     build();
   }
   setState(content.state, content.message);
@@ -402,7 +404,9 @@ function take(buffer) {
   text($("time"), `${(nowMs / 1000).toFixed(1)} s`);
   for (const [name, stream] of Object.entries(content.streams)) showStream(name, stream);
   for (const [name, model] of Object.entries(content.models)) showModel(name, model);
-  for (const point of content.points) takePoint(point);
+  // A page that connects between two messages is given some points twice.
+  for (const point of content.points.slice(Math.max(0, pointsTaken - content.first_point))) takePoint(point);
+  pointsTaken = content.first_point + content.points.length;
   showBooks(content);
   let offset = 4 + length;
   for (const picture of content.pictures) {

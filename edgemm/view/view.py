@@ -104,6 +104,8 @@ class View:
         self._books: Snapshot | None = None
         self._fresh: list[list[Any]] = []
         self._history: deque[list[Any]] = deque(maxlen=HISTORY)
+        self._points = 0
+        """How many there have been: a client that is greeted between two ticks is given some twice."""
         self._state = "running"
         self._message = ""
         self._time_ns = 0
@@ -204,6 +206,7 @@ class View:
         with self._lock:
             self._fresh.append(point)
             self._history.append(point)
+            self._points += 1
 
     # In the view's own thread.
 
@@ -243,7 +246,8 @@ class View:
             if run is not None:
                 self._unbriefed = False
                 points = list(self._history)  # the page begins anew
-        content = self._content(points)
+            first = self._points - len(points)
+        content = self._content(points, first)
         if run is not None:
             content["config"] = _config(run)
         return self._pack(content, pictures)
@@ -252,11 +256,12 @@ class View:
 
     def _greeting(self) -> bytes:
         with self._lock:
-            points = list(self._history)
             run = self._run
             self._unbriefed |= run is None
+            points = list(self._history)
+            first = self._points - len(points)
         self._resend = True
-        content = self._content(points)
+        content = self._content(points, first)
         content["config"] = None if run is None else _config(run)
         return self._pack(content, [])
 
@@ -268,7 +273,7 @@ class View:
         head = _ENCODER.encode(content)
         return b"".join([len(head).to_bytes(4, "big"), head, *(data for _, data in pictures)])
 
-    def _content(self, points: list[list[Any]]) -> dict[str, Any]:
+    def _content(self, points: list[list[Any]], first: int) -> dict[str, Any]:
         now_s = time.monotonic()
         books = self._books
         over = self._state != "running"
@@ -294,6 +299,7 @@ class View:
                 for name in models
             },
             "sinks": {} if books is None else books.sinks,
+            "first_point": first,
             "points": points,
         }
 

@@ -132,6 +132,25 @@ def test_a_client_is_told_everything_and_then_what_is_new() -> None:
         client.close()
 
 
+def test_every_point_has_a_number_so_that_none_is_drawn_twice() -> None:
+    with View(":0") as view:
+        view.begin(a_run())
+        sent = 0
+        for _ in range(5):
+            for _ in range(3):
+                view.write(result(1))
+            sent += 3
+            client = watch(view)
+            hello, _ = unpack(client.recv(timeout=5))
+            assert hello["first_point"] == 0
+            assert len(hello["points"]) == sent
+            now = until(client, lambda now: "config" not in now)
+            # What the next message repeats begins before where the greeting ended, and nothing lies between.
+            assert now["first_point"] <= sent
+            assert now["first_point"] + len(now["points"]) == sent
+            client.close()
+
+
 def test_a_client_that_comes_before_the_run_learns_of_it() -> None:
     with View(":0") as view:
         client = watch(view)
