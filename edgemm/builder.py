@@ -546,8 +546,13 @@ class _ModelBuild:
             log_mel = options if isinstance(options, LogMelOptions) else options.log_mel
             samples = samples_for(recipes.window_frames(entry.window, log_mel), options)
             steps.append(PutInFrontEnd(name, options, 1 if entry.time_axis else 0))
-            self.inputs[name] = recipes.Input(
-                stream=entry.stream, window=recipes.Duration(Fraction(samples), "samples"), missing=entry.missing
+            self.inputs[name] = msgspec.structs.replace(
+                entry,
+                window=recipes.Duration(Fraction(samples), "samples"),
+                time_axis=0,
+                log_mel=None,
+                mfcc=None,
+                in_graph=False,
             )
         if not steps:
             return dict(graphs), dict(forms)
