@@ -65,7 +65,7 @@ class Skew:
     spread_ms: float
     """Scatter (1 sigma) of the single events."""
     uncertain_ms: float
-    """Half of the range that the time between two pictures leaves open."""
+    """How far the truth may be off, for all that the time between two pictures leaves open."""
     events: int
     flashes: int
     beeps: int
@@ -180,8 +180,9 @@ def measure(flashes: Sequence[Flash], beeps_ns: Sequence[int]) -> Skew:
     upper = away[seen, inside[seen].argmax(axis=1)]
     lower = upper - np.array([flash.time_ns - flash.before_ns for flash in flashes])[seen]
     if np.quantile(upper, 0.8) - np.quantile(upper, 0.2) < LOCKED * interval_ns:
-        # All agree: pictures and flashes are in step, as where the clip itself is what the "camera" sends.
-        offset_ns, uncertain_ns = float(np.median(upper)), interval_ns / 2
+        # All agree: pictures and flashes are in step, as where the clip itself is what the "camera" sends. If it is
+        # not, the flashes began up to one picture earlier, always by the same.
+        offset_ns, uncertain_ns = float(np.median(upper)), interval_ns
     else:
         # Every event says: the offset is above its `lower` and at most its `upper`. A tenth may be outliers.
         most, least = float(np.quantile(upper, 0.1)), float(np.quantile(lower, 0.9))

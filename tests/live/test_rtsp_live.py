@@ -97,11 +97,11 @@ def test_sound_and_pictures_of_a_url_share_a_clock(tmp_path: Path, codec: str) -
     assert not [event for event in events if isinstance(event, Lost | End)]
     shown, heard = onsets(events)
     assert len(shown) >= 2
-    assert np.abs(shown[-2:] - heard[-2:]).max() < 0.002
+    assert np.abs(shown[-2:] - heard[-2:]).max() < 0.004
     # The server sends each 10 ms of sound when they begin, which no microphone can: all seems that much older.
     phase = (shown - begin_ns / 1e9 + 0.5) % 1 - 0.5
-    assert np.abs(phase + 0.010).max() < 0.005
-    assert report.jitter_ms < 5
+    assert np.abs(phase + 0.010).max() < 0.015
+    assert report.jitter_ms < 15
     assert source.level is not None
     assert -5 < max(source.level.peak_dbfs, -4.3) < 0
 

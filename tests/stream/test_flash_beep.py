@@ -18,7 +18,7 @@ SECOND = 10**9
 
 
 def filmed(
-    fps: float, exposure_s: float, phase_s: float, *, seconds: float = 30.0, noise: float = 1.0, seed: int = 0
+    fps: float, exposure_s: float, phase_s: float, *, seconds: float = 20.0, noise: float = 1.0, seed: int = 0
 ) -> tuple[list[int], list[float]]:
     """Times (middle of the exposure) and means of what a camera sees of a screen that shows the clip."""
     random = np.random.default_rng(seed)
@@ -34,7 +34,7 @@ def filmed(
     return [round(t * SECOND) for t in middles], means.tolist()
 
 
-def heard(seconds: float = 30.0, *, noise: float = 0.02, offset_ms: float = 0.0, seed: int = 0) -> np.ndarray:
+def heard(seconds: float = 20.0, *, noise: float = 0.02, offset_ms: float = 0.0, seed: int = 0) -> np.ndarray:
     """The clip's sound in a room: weaker, with an echo and noise, the other way round."""
     samples = sound(seconds, RATE_HZ, offset_ms) * -0.2
     echo = np.concatenate((np.zeros(400, np.float32), samples[:-400])) * 0.5
@@ -64,7 +64,7 @@ def test_a_clip_that_is_fed_is_measured_within_a_millisecond(offset_ms: float) -
     assert skew.spread_ms < 0.1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.sampled_from([15.0, 24.0, 25.0, 29.97, 30.0, 60.0]),
     st.floats(0.1, 1.0),
@@ -77,28 +77,27 @@ def test_a_screen_that_is_filmed_is_measured_within_its_uncertainty(
 ) -> None:
     times_ns, means = filmed(fps, exposed / fps, phase / fps, seed=seed)
     skew = measure(find_flashes(times_ns, means), beeps_ns(heard(offset_ms=offset_ms, seed=seed)))
-    assert skew.events >= 15
+    assert skew.events >= 12
     assert abs(skew.offset_ms + offset_ms) < skew.uncertain_ms + 3
-    assert skew.uncertain_ms <= 500 / fps + 1
-    # The clip's events fall on both phases of a camera at half its rate.
-    assert skew.uncertain_ms < 12 or fps in (15.0, 60.0)
+    # The clip's events fall on several phases of all cameras but those at its own rate.
+    assert skew.uncertain_ms < (17 if fps in (15.0, 60.0) else 12)
 
 
 def test_false_and_missing_events_do_no_harm() -> None:
     times_ns, means = filmed(30, 0.02, 0.004, noise=2.0)
     levels = np.array(means)
-    levels[400:] += 40  # a light is switched on,
-    levels[700:] -= 55  # and another off,
-    for at in (130, 333, 555, 777):
+    levels[300:] += 40  # a light is switched on,
+    levels[500:] -= 55  # and another off,
+    for at in (130, 333, 555):
         levels[at : at + 3] += 60  # somebody else's flash
     samples = heard()
-    for at in schedule(30)[::4]:
+    for at in schedule(20)[::4]:
         samples[at * RATE_HZ // FPS :][: RATE_HZ // 2] = 0  # a beep is not heard,
-    for second in (3.3, 9.1, 17.7, 25.2):
+    for second in (3.3, 9.1, 17.7):
         samples[round(second * RATE_HZ) :][:960] += 0.3 * chirp(RATE_HZ)  # another is false
     skew = measure(find_flashes(times_ns, levels.tolist()), beeps_ns(samples))
     assert abs(skew.offset_ms) < skew.uncertain_ms + 3
-    assert skew.events >= 12
+    assert skew.events >= 8
 
 
 def test_other_sounds_and_lights_are_no_events() -> None:

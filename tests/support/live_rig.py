@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from require import required
 from sound_server import SoundServer, require_sound
 
 FEED = Path(__file__).parent / "clip_feed.py"
@@ -38,7 +39,7 @@ def require_rig() -> None:
         import gi  # noqa: F401
     except ImportError as error:
         reason = f'needs gi ({error}): pip install "edgemm[gstreamer]"'
-        if "gstreamer" in os.environ.get("EDGEMM_CI_REQUIRE", "").split(","):
+        if required("gstreamer"):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason, allow_module_level=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
+from require import required
 
 from edgemm.stream.flash_beep import FPS, chirp, schedule
 
@@ -32,7 +32,7 @@ def require_rtsp() -> None:
         gi.require_version("GstRtspServer", "1.0")
     except (ImportError, ValueError) as error:
         reason = f'needs gst-rtsp-server ({error}): apt-get install {PACKAGES} && pip install "edgemm[gstreamer]"'
-        if "gstreamer" in os.environ.get("EDGEMM_CI_REQUIRE", "").split(","):
+        if required("gstreamer"):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason, allow_module_level=True)
 
