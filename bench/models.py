@@ -786,6 +786,18 @@ def machine() -> str:
     )
 
 
+def keep(row: Row, results: Path) -> str:
+    """Put a row among those that were found before, write both files, and return the text of one."""
+    file = results / "models.json"
+    before = msgspec.json.decode(file.read_bytes(), type=list[Row]) if file.is_file() else []
+    every = {each.name: each for each in [*before, row]}
+    rows = [every[case.name] for case in CASES if case.name in every]
+    text = as_markdown(rows)
+    (results / "models.md").write_text(text)
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1) + b"\n")
+    return text
+
+
 def main() -> int:
     """Measure the models that were asked for and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -801,23 +813,15 @@ def main() -> int:
         print(f"Fetch what is missing: sh bench/models_fetch.sh {options.data}")
         return 2
     held = {d.metadata["Name"]: d.version for d in distributions(path=[str(options.data / "packages")])}
-    rows = []
+    options.results.mkdir(parents=True, exist_ok=True)
+    text = ""
     for case in cases:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="edgemm-models-") as work:
             row = measure(case, options.data, Path(work))
         row.package = f"{case.package} {held.get(case.package, '')}".strip()
-        rows.append(row)
+        text = keep(row, options.results)
         print(f"{case.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    # Models that were not asked for keep what was found of them before.
-    file = options.results / "models.json"
-    before = msgspec.json.decode(file.read_bytes(), type=list[Row]) if file.is_file() else []
-    every = {row.name: row for row in [*before, *rows]}
-    rows = [every[case.name] for case in CASES if case.name in every]
-    text = as_markdown(rows)
-    options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "models.md").write_text(text)
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1) + b"\n")
     print(text)
     return 0
 
