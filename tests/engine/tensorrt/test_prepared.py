@@ -13,7 +13,7 @@ from trt_double import Double, double
 import edgemm
 from edgemm import bundle
 from edgemm.bundle import Bundle
-from edgemm.engine import targets
+from edgemm.engine import load, targets
 from edgemm.engine.gpu import Gpu
 from edgemm.engine.tensorrt import compiled, flavours, prepared
 from edgemm.engine.tensorrt.flavours import Flavour
@@ -170,6 +170,40 @@ def replace_recipe(opened: Bundle) -> edgemm.recipe.Recipe:  # type: ignore[name
 
     model = msgspec.structs.replace(opened.recipe.models["m"], tensorrt=None)
     return msgspec.structs.replace(opened.recipe, models={"m": model})
+
+
+def test_on_the_board_a_stripped_plan_with_plugins_is_filled_from_a_graph_without_bodies(
+    tmp_path: Path, asked: list[tuple[str, int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEMM_CACHE", str(tmp_path / "cache"))
+    opened, _ = build(sound_model(tmp_path, "[tensorrt]\nstrip_weights = true"), "orin-nano")
+    flavour = Flavour("tensorrt", "10.3.0", double("10.3"))
+    said: list[str] = []
+    found = compiled.plan_for_device(opened, "m", "fp32", flavour, gpu=ORIN, tell=said.append)
+    assert found.plugins is not None
+    assert found.plan.key.plugins == found.plugins.digest
+    assert found.weights is not None
+    assert len(ModelProto.FromString(found.weights).functions) == 0
+    assert said[0] == "m: compiling the fp32 plan for Orin; this is done once"
+
+
+def test_the_engine_of_a_bundle_gets_the_plugins(
+    tmp_path: Path, asked: list[tuple[str, int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEMM_CACHE", str(tmp_path / "cache"))
+    opened, _ = build(sound_model(tmp_path), "orin-nano")
+    flavour = Flavour("tensorrt", "10.3.0", double("10.3"))
+    monkeypatch.setattr(flavours, "get", lambda name: flavour)
+    monkeypatch.setattr("edgemm.engine.gpu.find_gpu", lambda index=0: ORIN)
+    given: list[object] = []
+
+    class Engine:
+        def __init__(self, plan: object, states: object, **options: object) -> None:
+            given.append(options["plugins"])
+
+    monkeypatch.setattr("edgemm.engine.tensorrt.run.engine.TensorRTEngine", Engine)
+    load.choose(opened, "m", engine="tensorrt")
+    assert isinstance(given[0], OwnPlugins)
 
 
 def test_a_target_without_tensorrt_gets_nothing(tmp_path: Path) -> None:
