@@ -307,6 +307,14 @@ def test_the_command_prints_a_forecast(bundle: Path, latency: Path, tmp_path: Pa
     assert oldest == pytest.approx(report["forecast"]["av"]["age_max_ms"])
 
 
+def test_a_plain_run_prints_its_summary_as_json_and_nothing_else(bundle: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["run", str(bundle), "-i", str(CLIP), "--clock", "virtual", "--duration", "2", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["models"]["av"]["made"] > 5
+
+
 def test_the_table_says_what_is_not_known(bundle: Path) -> None:
     text = simulation_table(simulate(bundle, device(always(1)), input=CLIP, duration_s=0.5, scale=3))
     assert "its engine 3 times as slow" in text
