@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -186,6 +187,10 @@ def run(
         raise UsageError("Nothing to run on. Give a recording: --input FILE, --input synthetic, or --mic and --camera")
     if simulate is not None and (view or websocket or mqtt or metrics):
         raise UsageError("A simulation is over before anybody looks: without --view, --websocket, --mqtt, --metrics.")
+    if not quiet:
+        # What sources learn and what is taken off their times; warnings are shown in any case.
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("edgemm").setLevel(logging.INFO)
     # As Ctrl-C: sources and sinks are closed in order, and what was recorded is kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sinks: list[Sink] = []

@@ -68,14 +68,19 @@ def ball(folder: Path, caps: str) -> Iterator[dict[str, str]]:
 @pytest.mark.parametrize(("caps", "asked", "name"), [("YUY2", "yuyv422", "YUYV"), ("NV12", "nv12", "NV12")])
 def test_v4l2_in_its_formats(tmp_path: Path, caps: str, asked: str, name: str) -> None:
     with ball(tmp_path, f"video/x-raw,format={caps}") as environment:
-        done = subprocess.run(
-            ["pw-v4l2", sys.executable, "-c", WATCH, "/dev/video0", asked],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=40,
-            check=False,
+        done, refused = (
+            subprocess.run(
+                ["pw-v4l2", sys.executable, "-c", WATCH, "/dev/video0", wanted],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=40,
+                check=False,
+            )
+            for wanted in (asked, "mjpeg")
         )
+    assert "SourceError: /dev/video0" in refused.stderr, "it has no MJPEG"
+    assert "does not deliver what was asked (video_size 320x240" in refused.stderr
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert [name, 320, 240] in seen["modes"]

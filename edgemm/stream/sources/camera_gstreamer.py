@@ -85,9 +85,11 @@ class GStreamerReader:
         gst = self._gst
         sample = self._sink.try_pull_sample(int(STALL_S * gst.SECOND))
         if sample is None:
-            if self._sink.is_eos():
+            # A pipeline that failed has ended, too.
+            why = self._failure()
+            if why is None and self._sink.is_eos():
                 return None
-            raise SourceError(f"{self.name}: {self._failure() or f'no picture for {STALL_S:g} s'}.")
+            raise SourceError(f"{self.name}: {why or f'no picture for {STALL_S:g} s'}.")
         arrived_ns = time.monotonic_ns()
         buffer = sample.get_buffer()
         shape = sample.get_caps().get_structure(0)
