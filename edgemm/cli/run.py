@@ -168,7 +168,7 @@ def run(
 
       edgemm run out.edgemm --mic --camera --view 0.0.0.0:8080 --metrics :9090
 
-      edgemm run out.edgemm --mic --camera --websocket :8765 --mqtt mqtt://broker.local/home/door
+      edgemm run out.edgemm --mic --camera --mqtt mqtt://broker.local/door
     """
     import edgemm
     from edgemm.cli.tables import simulation_table, summary_table
