@@ -32,6 +32,23 @@ IMAGE = {
 }
 
 
+class Cached(nn.Module):
+    """A model that is stepped: it is handed the keys and values of what came before, layer by layer."""
+
+    def __init__(self, model: nn.Module, layers: int) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = layers
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, *past: Tensor) -> Tensor:
+        cache = transformers.DynamicCache()
+        for layer in range(self.layers):
+            cache.update(past[2 * layer], past[2 * layer + 1], layer)
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+
+
 class FirstOutput(nn.Module):
     """A model of tensors to one tensor."""
 
@@ -92,30 +109,61 @@ def measure(model: Model, feeds: dict[str, np.ndarray]) -> str:
     return f"{notes}, outputs within {max(float(np.abs(one - other).max()) for one, other in pairs):.1e}"
 
 
+def exported(
+    module: nn.Module, inputs: dict[str, Tensor], target: Path, exporter: str, free: dict[str, dict[int, str]]
+) -> None:
+    """Write the module by one of PyTorch's exporters; `free` names the axes of inputs that stay free."""
+    shapes: dict[str, object] = {}
+    if free and exporter == "script":
+        shapes["dynamic_axes"] = free
+    elif free:
+        axes = [dict.fromkeys(free.get(name, ()), torch.export.Dim.DYNAMIC) for name in inputs]
+        shapes["dynamic_shapes"] = (*axes[:2], tuple(axes[2:]))
+    torch.onnx.export(
+        module.eval(),
+        tuple(inputs.values()),
+        target,
+        input_names=list(inputs),
+        opset_version=18 if exporter == "dynamo" else 17,
+        dynamo=exporter == "dynamo",
+        external_data=False,
+        verbose=False,
+        **shapes,
+    )
+
+
+def cached() -> Iterator[tuple[str, nn.Module, dict[str, Tensor], dict[str, dict[int, str]]]]:
+    """Name, module, inputs and free axes of models with a cache."""
+    t = transformers
+    for kind in ("eager", "sdpa"):
+        llama = t.LlamaModel(t.LlamaConfig(**TEXT, num_key_value_heads=1, attn_implementation=kind))
+        gpt2 = t.GPT2Model(t.GPT2Config(vocab_size=50, n_embd=64, n_layer=2, n_head=2, attn_implementation=kind))
+        for name, model, heads in (("Llama", llama, 1), ("GPT-2", gpt2, 2)):
+            inputs = {"input_ids": torch.randint(5, 50, (1, 3)), "attention_mask": torch.ones(1, 8, dtype=torch.long)}
+            past = {f"past{index}": torch.randn(1, heads, 5, 32) for index in range(4)}
+            free = {"input_ids": {1: "new"}, "attention_mask": {1: "all"}, **{key: {2: "past"} for key in past}}
+            module = Cached(model, 2)
+            yield f"{name} cached {kind}", module, {**inputs, **past}, {}
+            yield f"{name} cached {kind}, free", module, {**inputs, **past}, free
+
+
 def main() -> None:
     """Print a line for every model and exporter."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
+    every = [(name, FirstOutput(module, list(inputs)), inputs, {}) for name, module, inputs in cases()]
     with tempfile.TemporaryDirectory() as folder:
-        for name, module, inputs in cases():
-            for exporter, opset in (("dynamo", 18), ("script", 17)):
+        for name, module, inputs, free in (*every, *cached()):
+            for exporter in ("dynamo", "script"):
                 target = Path(folder) / "model.onnx"
                 try:
-                    torch.onnx.export(
-                        FirstOutput(module.eval(), list(inputs)),
-                        tuple(inputs.values()),
-                        target,
-                        input_names=list(inputs),
-                        opset_version=opset,
-                        dynamo=exporter == "dynamo",
-                        external_data=False,
-                        verbose=False,
-                    )
+                    exported(module, inputs, target, exporter, free)
                 except Exception as error:  # noqa: BLE001 - an exporter's failure is one line of the table
-                    print(f"{name:24} {exporter:7} not exported: {type(error).__name__}")
+                    print(f"{name:26} {exporter:7} not exported: {type(error).__name__}")
                     continue
-                line = measure(load(target), {key: value.numpy() for key, value in inputs.items()})
-                print(f"{name:24} {exporter:7} {line}", flush=True)
+                model = load(target)
+                feeds = {spec.name: inputs[spec.name].numpy() for spec in model.inputs}
+                print(f"{name:26} {exporter:7} {measure(model, feeds)}", flush=True)
 
 
 if __name__ == "__main__":

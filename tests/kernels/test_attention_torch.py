@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from attention_cases import make_problem, to_numbers
+from require import require
 
 from edgemm.kernels.attention import AttentionOptions
 from edgemm.kernels.launch import EmulatorRunner
 
-torch = pytest.importorskip("torch", reason="needs PyTorch as a peer: pip install torch")
+torch = require("torch", "peers", "pip install torch")
 
 
 def peer(problem):
