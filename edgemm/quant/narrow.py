@@ -14,7 +14,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
 
 from edgemm.errors import ModelError, UsageError
-from edgemm.graph import Model, walk
+from edgemm.graph import Model, ops, walk
+from edgemm.graph.passes import InlineFunctions
 from edgemm.quant.arithmetic import scale_of
 from edgemm.quant.prepare import prepare
 from edgemm.quant.qdq import insert_qdq
@@ -152,14 +153,17 @@ def _dequantized(
 def _at_opset(model: Model, opset: int) -> Model:
     if model.opset >= opset:
         return model
+    # onnx's converter loses functions: those of others are inlined before, edgemm's bodies written again behind.
+    source = InlineFunctions()(model).model
     try:
-        proto: ModelProto = version_converter.convert_version(model.copy_proto(), opset)
+        proto: ModelProto = version_converter.convert_version(source.copy_proto(), opset)
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"The model is written for opset {model.opset}; this precision needs {opset}, and onnx cannot convert it "
             f"({str(error).strip().splitlines()[0]}). Export it again with opset {opset}."
         ) from error
     proto.ir_version = max(proto.ir_version, 10 if opset >= INT4_OPSET else 9)
+    ops.add_bodies(proto)
     return model.with_proto(proto)
 
 

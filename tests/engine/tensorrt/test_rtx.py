@@ -369,6 +369,7 @@ def test_the_demo_is_compiled_in_fp32_and_fp16() -> None:
     assert build(ToHalf()(model).model.to_bytes(), "rtx-sm75").data
 
 
+@pytest.mark.slow
 def test_turing_takes_int8_beside_fp16(tmp_path: Path) -> None:
     source = tmp_path / "recipe.toml"
     source.write_text((DEMO / "recipe.toml").read_text() + "\n[tensorrt]\nhalf = true\n")
