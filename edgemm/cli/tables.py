@@ -84,10 +84,16 @@ def summary_table(summary: Summary) -> str:
             lines.append(f"{name}: of the steps made, in degraded mode: {_causes(account.degraded)}")
     if summary.clocks:
         rows = [
-            [name, _number(clock.drift_ppm, "+.1f"), f"{clock.jitter_ms:.2f}", str(clock.reconnects)]
+            [
+                name,
+                _number(clock.drift_ppm, "+.1f"),
+                f"{clock.jitter_ms:.2f}",
+                f"{clock.delay_ms:.1f}",
+                str(clock.reconnects),
+            ]
             for name, clock in summary.clocks.items()
         ]
-        lines.append(table(["clock of", "drift ppm", "jitter ms", "reconnects"], rows))
+        lines.append(table(["clock of", "drift ppm", "jitter ms", "delay ms", "reconnects"], rows))
     # The terminal has shown what it got; of others it is good to know.
     rows = [
         [name, str(sink.taken), str(sink.written), _causes(sink.dropped)]
