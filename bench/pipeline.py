@@ -8,7 +8,9 @@ that URL, scales to 224 x 224 and runs the same ONNX model on onnxruntime with o
 time is read off the very tensor that is fed; the age is from there to when the result is in hand: drawing, JPEG,
 network, decoding, waiting, scaling and inference. CPU is that of the process. The first three seconds are not judged.
 
-    edgemm            `edgemm.run(bundle, camera=URL)`, hop = "1 frames", policy = "latest"
+    edgemm            hop = "1 frames", policy = "latest"; a result is in hand when `edgemm.runner.live` gives it, in
+                      the thread that made it, as in the loops of the others
+    edgemm-sink       `edgemm.run(bundle, camera=URL, sinks=...)`: in hand when a sink gets it, in a thread of its own
     gstreamer         rtspsrc latency=0, appsink drop=true max-buffers=1 sync=false: all that can be done for low delay
     gstreamer-plain   rtspsrc and appsink as they come: every picture, 2 s of jitter buffer
     opencv            cv2.VideoCapture(URL), read, run, again: the usual script
@@ -35,7 +37,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -211,10 +213,13 @@ class Ages:
 
 
 def take_part(who: str, url: str, folder: Path, seconds: float, slow_s: float) -> dict:
-    """Run one of the four and return what its Ages report."""
+    """Run one of them and return what its Ages report."""
     ages = Ages(seconds, slow_s)
     if who == "edgemm":
-        run_edgemm(url, folder / "eye.edgemm", ages, seconds)
+        run_edgemm(url, folder / "eye.edgemm", ages)
+        return ages.report()
+    if who == "edgemm-sink":
+        run_edgemm_sink(url, folder / "eye.edgemm", ages, seconds)
         return ages.report()
     import cv2
     import onnxruntime as ort
@@ -232,7 +237,32 @@ def take_part(who: str, url: str, folder: Path, seconds: float, slow_s: float) -
     return ages.report()
 
 
-def run_edgemm(url: str, bundle: Path, ages: Ages, seconds: float) -> None:
+def run_edgemm(url: str, bundle: Path, ages: Ages) -> None:
+    """What `edgemm.run` does, up to the results."""
+    import edgemm
+    from edgemm.inputs import open_sources
+    from edgemm.runner import live
+    from edgemm.session import Session, open_engines
+    from edgemm.stream.clock import WallClock
+
+    opened = edgemm.open(bundle)
+    with open_engines(opened) as engines, ExitStack() as stack:
+        sources = [stack.enter_context(source) for source in open_sources(opened.recipe, None, camera=url)]
+        infos = [info for source in sources for info in source.streams]
+        session = Session(
+            opened.recipe,
+            engines,
+            streams=infos,
+            clock=WallClock(),
+            on_feeds=lambda _, feeds: ages.fed(feeds["picture"]),
+        )
+        with closing(live(session, sources, None)) as results:
+            for _ in results:
+                if not ages.made():
+                    break
+
+
+def run_edgemm_sink(url: str, bundle: Path, ages: Ages, seconds: float) -> None:
     import edgemm
 
     class Sink:
@@ -373,7 +403,7 @@ def main() -> None:
         return None
     import edgemm
 
-    everyone = ("edgemm", *PIPELINES, "opencv")
+    everyone = ("edgemm", "edgemm-sink", *PIPELINES, "opencv")
     cores = os.cpu_count() or 1
     loads: dict[str, tuple[float, Callable]] = {
         "idle": (0.0, lambda: hogs(0)),
