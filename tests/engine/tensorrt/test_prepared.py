@@ -20,7 +20,7 @@ from edgemm.engine.tensorrt.flavours import Flavour
 from edgemm.engine.tensorrt.plugins.own import OwnPlugins
 from edgemm.errors import EngineError, KernelError
 from edgemm.graph import ops
-from edgemm.kernels.compile import Compiler
+from edgemm.kernels.compile import Compiler, compilers
 from edgemm.options import LogMelOptions
 
 ORIN = Gpu("Orin", "8.7", integrated=True)
@@ -73,6 +73,18 @@ def test_the_kernels_of_a_jetson_come_from_a_compiler_that_its_driver_knows(
     assert any("the plan will be compiled on Jetson Orin Nano 8GB" in line for line in said)
     opened, _ = build(sound_model(tmp_path), "thor")
     assert asked[1:] == [("log_mel", 110, "nvcc 13.0")]
+
+
+@pytest.mark.slow
+def test_a_real_compiler_makes_a_real_kernel(tmp_path: Path) -> None:
+    if not any(110 in compiler.archs and compiler.version <= (13, 0) for compiler in compilers()):
+        pytest.skip("no CUDA compiler up to 13.0 for sm_110: install the CUDA toolkit 13.0")
+    opened, said = build(sound_model(tmp_path), "thor")
+    (kernel,) = opened.manifest.kernels
+    binary = opened.read(kernel.file)
+    assert binary[:4] == b"\x7fELF"
+    assert b"edgemm_log_mel" in binary
+    assert any(line.startswith("kernel log_mel: compiled for sm_110 by") for line in said)
 
 
 def test_without_a_fitting_compiler_the_device_compiles_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
