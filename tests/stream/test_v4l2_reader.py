@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -140,3 +141,23 @@ def test_access_is_looked_at_first(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="does not exist. See which cameras there are: edgemm devices"):
         camera_v4l2._check_access(str(tmp_path / "video9"))
     camera_v4l2._check_access(str(tmp_path))  # a folder: FFmpeg says what is wrong with it
+
+
+def test_a_camera_that_hangs_is_taken_to_be_gone(
+    asked: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A FIFO can be waited for as a camera can.
+    monkeypatch.setattr(camera_v4l2, "STALL_S", 0.2)
+    node = tmp_path / "video1"
+    os.mkfifo(node)
+    pipe = os.open(node, os.O_RDWR)
+    try:
+        reader = V4l2Reader(VideoWant("eye"), str(node), CameraMode())
+        reader.open()
+        with pytest.raises(SourceError, match="video1 has sent nothing for 0.2 s"):
+            reader.read()
+        os.write(pipe, b"a picture")
+        assert reader.read() is not None
+        reader.close()
+    finally:
+        os.close(pipe)

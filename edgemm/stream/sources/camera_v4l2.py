@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import select
 import time
 from collections import deque
 from fractions import Fraction
@@ -15,6 +17,9 @@ from edgemm.stream.sources.camera import CameraMode, Shot, pixel_format
 from edgemm.stream.sources.protocol import VideoWant
 from edgemm.stream.sources.v4l2 import camera_identity
 from edgemm.stream.sources.v4l2_controls import set_controls
+
+STALL_S = 2.0
+"""How long an open camera may be silent before it is taken to be gone."""
 
 MONOTONIC_NS = 10_000_000_000
 """Timestamps of V4L2 this close to the machine's monotonic clock are of that clock (nearly all drivers)."""
@@ -32,6 +37,7 @@ class V4l2Reader:
         self._container: Any = None
         self._packets: Any = None
         self._stream: Any = None
+        self._descriptor: int | None = None
         self._reformatter: Any = None
         self._ready: deque[Shot] = deque()
 
@@ -58,6 +64,7 @@ class V4l2Reader:
         stream.codec_context.thread_count = 1
         stream.codec_context.flags |= 0x80000  # AV_CODEC_FLAG_LOW_DELAY
         self._container, self._stream = container, stream
+        self._descriptor = _descriptor(self.name)
         self._packets = container.demux(stream)
         self._reformatter = VideoReformatter()
         rate = stream.average_rate or stream.guessed_rate
@@ -70,6 +77,9 @@ class V4l2Reader:
         import av
 
         while not self._ready:
+            # FFmpeg would wait for ever for a camera that hangs, and could not be closed meanwhile.
+            if self._descriptor is not None and not select.select([self._descriptor], [], [], STALL_S)[0]:
+                raise SourceError(f"{self.name} has sent nothing for {STALL_S:g} s.")
             try:
                 packet = next(self._packets, None)
             except (av.FFmpegError, OSError) as error:
@@ -91,7 +101,7 @@ class V4l2Reader:
         """Give the camera back."""
         if self._container is not None:
             self._container.close()
-        self._container = self._packets = self._stream = self._reformatter = None
+        self._container = self._packets = self._stream = self._reformatter = self._descriptor = None
         self._ready.clear()
 
     def _shot(self, frame: Any, arrived_ns: int) -> Shot:
@@ -126,6 +136,16 @@ class V4l2Reader:
             )
         detail = getattr(error, "strerror", None) or str(error)
         return f"{self.name} cannot be read: {detail}. Expected a V4L2 camera: edgemm devices"
+
+
+def _descriptor(path: str) -> int | None:
+    """This process's newest open file of the device, which is FFmpeg's: it tells nobody. None where that is unknown."""
+    device = os.path.realpath(path)
+    for name in sorted(os.listdir("/proc/self/fd"), key=int, reverse=True):
+        with contextlib.suppress(OSError):  # it is closed meanwhile
+            if os.readlink(f"/proc/self/fd/{name}") == device:
+                return int(name)
+    return None
 
 
 def _check_access(path: str) -> None:
