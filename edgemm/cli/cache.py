@@ -52,7 +52,7 @@ def list_() -> None:
 def clear(
     kinds: Annotated[
         list[str] | None,
-        typer.Argument(help="Only these: plans, timings, jit, kernels, emulator, models.", metavar="[KIND]..."),
+        typer.Argument(help="Only these: plans, timings, jit, kernels, emulator, models.", metavar="KIND"),
     ] = None,
 ) -> None:
     """Delete what is kept, or only some kinds of it. A plan that is being compiled stays.

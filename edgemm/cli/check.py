@@ -24,8 +24,8 @@ def check(
 ) -> None:
     """Say what in a model will not work on an engine, and what to do about it.
 
-    Of a recipe each model is checked as the build would make it: with the recipe's dims and constant inputs. Exit code
-    1 if one cannot run there.
+    For TensorRT each model of a recipe is checked as the build would compile it: with the recipe's dims and constant
+    inputs. Exit code 1 if one cannot run there.
 
     Examples:
 
