@@ -16,7 +16,7 @@ from edgemm.engine.tensorrt.flavours import Flavour
 from edgemm.engine.tensorrt.plugins import own
 from edgemm.engine.tensorrt.plugins.own import NAMESPACE, OPERATORS, VERSION, OwnPlugins, field_text
 from edgemm.engine.tensorrt.rtx_library import empty_library
-from edgemm.errors import EngineError
+from edgemm.errors import EngineError, KernelError
 from edgemm.kernels.attention import AttentionOptions, attention_reference
 from edgemm.kernels.launch import EmulatorRunner, View
 from edgemm.kernels.log_mel import frame_count, log_mel_reference, mfcc_reference
@@ -272,3 +272,26 @@ def test_a_library_that_is_not_loaded_cannot_lend_its_name(monkeypatch: pytest.M
         rtx_library.provide_library("libedgemm_absent.so.1")
     monkeypatch.setattr(rtx_library, "UNVERSIONED", "libc.so.6")
     rtx_library.provide_library("whatever")  # it is there
+
+
+def test_kernels_that_are_compiled_already_are_loaded_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Device:
+        arch = 87
+
+        def load_module(self, binary: bytes) -> bytes:
+            return binary
+
+    def no_compiler(arch: int) -> None:
+        raise KernelError("Found no CUDA compiler.")
+
+    monkeypatch.setattr(own, "open_device", Device)
+    monkeypatch.setattr("edgemm.kernels.launch.find_compiler", no_compiler)
+    runner = OwnPlugins(cubins={"log_mel": b"cubin"}).runner()
+    assert runner.prepare("log_mel") == b"cubin"  # type: ignore[attr-defined]
+    with pytest.raises(KernelError, match="no CUDA compiler"):
+        runner.prepare("attention_d64")  # type: ignore[attr-defined]
+
+
+def test_each_operator_names_its_kernel() -> None:
+    assert own.kernel_source(LogMelOptions()) == own.kernel_source(MfccOptions()) == "log_mel"
+    assert own.kernel_source(AttentionOptions(96)) == "attention_d96"
