@@ -141,7 +141,7 @@ class Plot {
       if (i % 2 === 0) {
         pen.fillStyle = colors["--quiet"];
         pen.textAlign = "right";
-        pen.fillText(String(+value.toPrecision(3)), left - 6, y(value));
+        pen.fillText(short(value), left - 6, y(value));
       }
     }
     pen.fillStyle = colors["--quiet"];
@@ -251,6 +251,13 @@ class Plot {
 function nice(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 4, 5, 8, 10].find((digit) => digit * power >= value - 1e-9) * power;
+}
+
+// As few characters as the margin has room for.
+function short(value) {
+  const size = Math.abs(value);
+  const digits = size >= 1000 ? `${+(size / 1000).toPrecision(3)}k` : String(+size.toPrecision(3));
+  return (value < 0 ? "−" : "") + digits;
 }
 
 function readColors() {
