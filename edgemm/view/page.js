@@ -508,7 +508,7 @@ function describe(value) {
     return [value.label, likely ? percent(value.score) : value.score.toPrecision(4), likely ? value.score : null];
   }
   if (value.kind === "score") return [value.above ? "yes" : "no", percent(value.score), value.score];
-  if (value.kind === "vector") return [`|v| ${value.norm.toFixed(3)}`, `${value.size} numbers`, null];
+  if (value.kind === "vector") return [value.norm.toFixed(3), `norm of ${value.size}`, null];
   const numbers = value.values.map((number) => (number === null ? "nan" : String(+number.toPrecision(4))));
   const count = value.shape.reduce((a, b) => a * b, 1);
   return [numbers.join(" ") + (count > numbers.length ? " …" : ""), `[${value.shape.join(", ")}]`, null];

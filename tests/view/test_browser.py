@@ -190,7 +190,7 @@ def test_pictures_results_and_level_are_drawn(browser: Browser) -> None:
             "kind": ["<img src=x onerror=alert(1)>", "40 %"],  # text, not an element
             "logit": ["big", "12.50"],
             "match": ["no", "25 %"],
-            "face": ["|v| 1.000", "2 numbers"],
+            "face": ["1.000", "norm of 2"],
             "raw": ["1.5 nan", "[2]"],
         }
         assert page.text('[data-key="latency"]') == "2.3"
