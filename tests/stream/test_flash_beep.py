@@ -140,3 +140,4 @@ def test_where_chirps_begin_to_the_sample() -> None:
     found = find_beeps(samples, RATE_HZ)
     assert found == [round((at / FPS + 0.012) * RATE_HZ) for at in schedule(30)]
     assert all(b - a > 0.5 * RATE_HZ for a, b in pairwise(found))
+    assert find_beeps(-samples, RATE_HZ) == found, "a microphone's polarity is anybody's guess"

@@ -35,7 +35,7 @@ class _Query(ctypes.Structure):
 
 
 class _Menu(ctypes.Structure):
-    _pack_ = 1
+    # The union's larger member; the other is an int64 in its first eight bytes.
     _fields_ = (
         ("id", ctypes.c_uint32),
         ("index", ctypes.c_uint32),
