@@ -34,8 +34,7 @@ def joined(first: ModelProto, second: ModelProto) -> ModelProto:
     constants = {
         "cosines": np.cos(angle),
         "sines": -np.sin(angle),
-        "from_real": twice * np.cos(angle).T,
-        "from_imaginary": -twice * np.sin(angle).T,
+        "inverse": np.concatenate([twice * np.cos(angle).T, -twice * np.sin(angle).T]),
         "nothing": np.zeros((1, SHIFT)),
     }
     sizes = {"as_bins": [1, 1, BINS], "as_row": [1, BINS], "as_block": [1, 1, BLOCK], "as_samples": [1, BLOCK]}
@@ -54,9 +53,8 @@ def joined(first: ModelProto, second: ModelProto) -> ModelProto:
         node("Reshape", ["one/activation_2", "as_row"], ["mask"], "mask"),
         node("Mul", ["real", "mask"], ["masked_real"], "masked_real"),
         node("Mul", ["imaginary", "mask"], ["masked_imaginary"], "masked_imaginary"),
-        node("MatMul", ["masked_real", "from_real"], ["even"], "transform/even"),
-        node("MatMul", ["masked_imaginary", "from_imaginary"], ["odd"], "transform/odd"),
-        node("Add", ["even", "odd"], ["masked"], "masked"),
+        node("Concat", ["masked_real", "masked_imaginary"], ["spectrum"], "spectrum", axis=1),
+        node("MatMul", ["spectrum", "inverse"], ["masked"], "transform/inverse"),
         node("Reshape", ["masked", "as_block"], ["two/input_4"], "masked_block"),
     ]
     after = [

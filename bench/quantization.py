@@ -28,6 +28,7 @@ import onnx
 import onnxruntime as ort
 import paired
 import quantization_cases as cases
+from onnx import version_converter
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from paired import Measured
 from quantization_cases import Case
@@ -190,7 +191,10 @@ def by_onnxruntime(case: Case, steps: Sequence[dict[str, np.ndarray]], method: s
 
     with tempfile.TemporaryDirectory() as folder:
         source, prepared, result = (f"{folder}/{n}.onnx" for n in ("float", "prepared", "int8"))
-        case.model.save(source)
+        proto = case.model.copy_proto()
+        # Below opset 13 a DequantizeLinear has no axis, and what it writes for one scale a channel is no valid model.
+        proto = proto if case.model.opset >= 13 else version_converter.convert_version(proto, 17)
+        onnx.save(proto, source)
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
