@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import tempfile
 import time
 from contextlib import ExitStack
@@ -82,8 +81,8 @@ def main() -> None:
         lines = [
             "# A simulated run against the run",
             "",
-            f"Demo model and clip, {args.seconds:g} s each; {profile.machine}, load {os.getloadavg()[0]:.1f}, "
-            f"Python {platform.python_version()}. Profile: 500 steps on the wall clock, inference p50 "
+            f"Demo model and clip, {args.seconds:g} s each; {profile.machine}, load {os.getloadavg()[0]:.1f}. "
+            f"Profile: 500 steps on the wall clock, inference p50 "
             f"{inference.p50_ns / 1e6:.2f} ms, p99 {inference.p99_ns / 1e6:.2f} ms, "
             f"max {inference.max_ns / 1e6:.2f} ms. A step is due every 100 ms. `python bench/simulation.py`",
             "",
