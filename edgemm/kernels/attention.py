@@ -29,6 +29,8 @@ SPLIT_MAX_QUERIES = 16
 
 _UNLIMITED = 1 << 29
 """A window as wide as any sequence; twice it still fits an int."""
+_FARTHEST_ROW = 1 << 31
+"""Rows are addressed by 32-bit strides, in elements."""
 _TILE_QUERIES = 64
 _SPLIT_ROWS = 16
 _COMBINE_ROWS = 4
@@ -456,6 +458,8 @@ def _rows_of_16_bytes(view: View) -> tuple[int, int, int]:
             f"{view.what} has strides {list(view.strides)}; "
             "expected the last dimension contiguous and the others in multiples of 16 bytes. Copy it first."
         )
+    if not abs(steps[2]) < _FARTHEST_ROW * itemsize:
+        raise KernelError(f"{view.what} has rows {steps[2]} bytes apart; expected less than 4 GiB. Copy it first.")
     return steps[0] // itemsize, steps[1] // itemsize, steps[2] // itemsize
 
 

@@ -58,6 +58,12 @@ struct Keys {
     const int at = start + key;
     return at >= capacity ? at - capacity : at;
   }
+  // The same without a branch, and for a key beyond the last that of the last: its address may be formed, though it is not read.
+  // Fewer instructions, more registers: for few queries. Below the capacity the difference wraps around and is the larger.
+  __device__ __forceinline__ int reachable_slot(int key, int capacity) const {
+    const u32 at = start + min(key, count - 1), wrapped = at - static_cast<u32>(capacity);
+    return static_cast<int>(at < wrapped ? at : wrapped);
+  }
 };
 
 __device__ __forceinline__ Keys keys_of(const AttentionParams& p, int batch) {
@@ -380,7 +386,7 @@ struct Split {
   static constexpr int kStage = 2 * kKeys * kRow;
   static constexpr int kSharedBytes = kWarps * 2 * kStage * 2;
   static constexpr int kResident = D == 32 ? 6 : D == 64 ? 5 - kFewerResident : D == 96 ? 5 : 4;
-  static constexpr int kResidentBiased = D == 32 || D == 64 || D == 128 ? 4 : D == 96 ? 5 : 3;
+  static constexpr int kResidentBiased = D == 32 || D == 128 ? 4 : D == 64 ? 4 - kFewerResident : D == 96 ? 5 : 3;
   static constexpr int kPart = kRows * kRow;            // floats: a warp's accumulators, when the warps are joined
   static_assert(kWarps * (kPart + 2 * kRows) * 4 <= kSharedBytes, "the parts take the place of the stages");
   static_assert(kSharedBytes <= 48 * 1024, "more needs an opt-in");
@@ -429,11 +435,11 @@ __device__ __forceinline__ void attend_split(const AttentionParams& p) {
     T* const shared = stages + stage * C::kStage;
     copy_rows<D, C::kKeys, C::kRow, 32>(shared, lane, [&](int row, bool& valid) {
       valid = first + row < keys.count;
-      return k + (valid ? keys.slot(first + row, p.kv_len) * p.k_strides[2] : 0);
+      return k + static_cast<i64>(keys.reachable_slot(first + row, p.kv_len)) * static_cast<int>(p.k_strides[2]);
     });
     copy_rows<D, C::kKeys, C::kRow, 32>(shared + C::kKeys * C::kRow, lane, [&](int row, bool& valid) {
       valid = first + row < keys.count;
-      return v + (valid ? keys.slot(first + row, p.kv_len) * p.v_strides[2] : 0);
+      return v + static_cast<i64>(keys.reachable_slot(first + row, p.kv_len)) * static_cast<int>(p.v_strides[2]);
     });
   };
 

@@ -417,6 +417,10 @@ WRONG_CALLS = [
     ({"q": misaligned(1, 2, 4, 64)}, "q lies at .*; expected an address that is a multiple of 16"),
     ({"k": half(1, 2, 8, 65)[..., :64]}, "k has strides .*multiples of 16 bytes. Copy it first"),
     ({"k": half(1, 2, 8, 128)[..., ::2]}, "k has strides .*the last dimension contiguous"),
+    (
+        {"k": np.lib.stride_tricks.as_strided(half(1, 2, 8, 64), (1, 2, 8, 64), (0, 0, 1 << 32, 2))},
+        "k has rows 4294967296 bytes apart; expected less than 4 GiB. Copy it first.",
+    ),
     ({"q": [1.0]}, "q is a list; the emulator takes numpy arrays"),
     ({"lse": np.zeros((1, 2, 5), np.float32)}, r"lse has shape \[1, 2, 5\]; expected \[1, 2, 4\]"),
     ({"kv_lengths": np.zeros(1, np.int64)}, "kv_lengths is int64; expected int32"),

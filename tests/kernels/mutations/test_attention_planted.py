@@ -159,6 +159,14 @@ BUGS = [
         "beyond the bound",
     ),
     Planted(
+        "the ring of few queries wraps one slot short",
+        HEADER,
+        "wrapped = at - static_cast<u32>(capacity);",
+        "wrapped = at - static_cast<u32>(capacity) - 1u;",
+        option("ring", "32-5-150"),
+        "beyond the bound|outside|overflow",
+    ),
+    Planted(
         "rows that meet in the same banks",
         HEADER,
         "  static constexpr int kRow = D + 8;                    //",
