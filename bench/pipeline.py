@@ -386,6 +386,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--loads", nargs="+", help='only loads whose names hold one of these words, e.g. "idle"')
     parser.add_argument("--output", type=Path, help="write OUTPUT.md and OUTPUT.json")
     for internal, kind in (
         ("--serve", int),
@@ -410,6 +411,7 @@ def main() -> None:
         "engine five times too slow": (SLOW_S, lambda: hogs(0)),
         f"{cores} hogs": (0.0, lambda: hogs(cores)),
     }
+    loads = {name: what for name, what in loads.items() if not args.loads or any(word in name for word in args.loads)}
     found: dict[str, dict[str, list[dict]]] = {load: defaultdict(list) for load in loads}
     begun_load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
@@ -450,10 +452,11 @@ def main() -> None:
         f"{args.rounds} rounds of {args.seconds:g} s, in turn"
     )
     command = f"python bench/pipeline.py --seconds {args.seconds:g} --rounds {args.rounds}"
+    command += f" --loads {' '.join(args.loads)}" if args.loads else ""
     lines = [
         "# From glass to result",
         "",
-        f"{machine}. `{command}`",
+        f"{machine}, nice {os.nice(0)}. `{command}`",
         "",
         "| load | | age ms, p50 | p99 | max | p99 of each round | results/s | CPU |",
         "|---|---|---|---|---|---|---|---|",
