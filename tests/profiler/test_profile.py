@@ -31,7 +31,16 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_percentiles_are_ordered_and_bounded(times: list[int]) -> None:
     found = Percentiles.of(times)
     assert found.count == len(times)
-    assert min(times) == found.min_ns <= found.p50_ns <= found.p90_ns <= found.p99_ns <= found.p999_ns <= found.max_ns == max(times)
+    assert (
+        min(times)
+        == found.min_ns
+        <= found.p50_ns
+        <= found.p90_ns
+        <= found.p99_ns
+        <= found.p999_ns
+        <= found.max_ns
+        == max(times)
+    )
 
 
 def test_percentiles_by_hand() -> None:
