@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Protocol
 
 from edgemm.stream.clock import Clock
-from edgemm.stream.frames import Event, Lost
+from edgemm.stream.frames import End, Event, Lost
 from edgemm.stream.sources.protocol import LiveSource, Source
 from edgemm.stream.spans import Recorder
 
@@ -23,6 +23,11 @@ QUEUE_SECONDS = 2
 
 QUEUE_PICTURES = 16
 """Pictures that may wait: half a second of a camera, 100 MB at 1080p."""
+
+QUEUE_FULL = "queue_full"
+
+_MARKS = (Lost, End)
+"""Events that are no frames: they take no room, and nothing makes room for another by their loss."""
 
 JOIN_S = 2.0
 """How long leaving waits for a source that blocks, e.g. a URL that no longer answers; its thread is then left alone."""
@@ -40,7 +45,11 @@ class Arrivals(Protocol):
 
 
 class FrameQueue:
-    """Events in the order of their arrival, each with its time; at most `limits[stream]` frames of a stream."""
+    """Events in the order of their arrival, each with its time; at most `limits[stream]` frames of a stream.
+
+    A frame that is dropped for want of room leaves a Lost; those of a stream that follow each other are one event, so
+    that the queue stays bounded however long nobody takes from it.
+    """
 
     def __init__(self, limits: Mapping[str, int]) -> None:
         self._limits = limits
@@ -68,9 +77,10 @@ class FrameQueue:
             stream = event.stream
             if stream not in self._limits:
                 return
-            if self._waiting[stream] >= self._limits[stream]:
-                self._drop_oldest(stream)
-            self._waiting[stream] += 1
+            if not isinstance(event, _MARKS):
+                if self._waiting[stream] >= self._limits[stream]:
+                    self._drop_oldest(stream)
+                self._waiting[stream] += 1
             self._events.append((event, now_ns))
             self._changed.notify()
 
@@ -89,7 +99,7 @@ class FrameQueue:
             count = len(self._events) if limit is None else min(limit, len(self._events))
             taken = [self._events.popleft() for _ in range(count)]
             for event, _ in taken:
-                self._waiting[event.stream] -= 1
+                self._waiting[event.stream] -= not isinstance(event, _MARKS)
             return taken
 
     def drain(self) -> list[tuple[Event, int]]:
@@ -101,12 +111,22 @@ class FrameQueue:
             return taken
 
     def _drop_oldest(self, stream: str) -> None:
+        before: int | None = None
+        count = 1
         for at, (event, now_ns) in enumerate(self._events):
-            if event.stream == stream and not isinstance(event, Lost):
-                # In its place, so that the books stay in the order of arrival.
-                self._events[at] = (Lost(stream, "queue_full", event.end_ns), now_ns)
-                self._waiting[stream] -= 1
-                return
+            if event.stream != stream:
+                continue
+            if isinstance(event, _MARKS):
+                before, count = None, 1
+                if isinstance(event, Lost) and event.cause == QUEUE_FULL:
+                    before, count = at, 1 + event.count
+                continue
+            # In its place, so that the books stay in the order of arrival.
+            self._events[at] = (Lost(stream, QUEUE_FULL, event.end_ns, count), now_ns)
+            self._waiting[stream] -= 1
+            if before is not None:
+                del self._events[before]
+            return
 
 
 class Capture:

@@ -12,7 +12,7 @@ import pytest
 from edgemm.errors import SourceError
 from edgemm.stream.capture import Capture, FrameQueue
 from edgemm.stream.clock import VirtualClock, WallClock
-from edgemm.stream.frames import Event, Lost, StreamInfo, VideoFrame
+from edgemm.stream.frames import End, Event, Lost, StreamInfo, VideoFrame
 from edgemm.stream.spans import Spans
 
 
@@ -59,13 +59,12 @@ def test_the_oldest_of_the_same_stream_makes_room() -> None:
     taken = queue.take(0)
     assert taken is not None
     assert [(type(e).__name__, e.stream, now) for e, now in taken] == [
-        ("Lost", "camera", 10),
         ("VideoFrame", "mic", 11),
         ("Lost", "camera", 12),
         ("VideoFrame", "camera", 13),
         ("VideoFrame", "camera", 14),
     ]
-    assert {e.cause for e, _ in taken if isinstance(e, Lost)} == {"queue_full"}
+    assert taken[1][0] == Lost("camera", "queue_full", 10_000_000, 2)
     assert queue.take(0) == []
     queue.put(frame(4), 20)
     queue.put(frame(5), 21)
@@ -73,6 +72,37 @@ def test_the_oldest_of_the_same_stream_makes_room() -> None:
     queue.close()
     assert [now for _, now in queue.take(None) or []] == [21]
     assert queue.take(None) is None
+
+
+def test_the_end_of_a_stream_and_what_was_lost_before_take_no_room_and_stay() -> None:
+    queue = FrameQueue({"camera": 1})
+    queue.open()
+    queue.put(frame(0), 1)
+    queue.put(End("camera", 10_000_000), 2)
+    queue.put(Lost("camera", "corrupt", 20_000_000, 3), 3)
+    for number in range(2, 6):
+        queue.put(frame(number), 4 + number)
+    *marks, (last, _) = queue.take(0) or []
+    assert [event for event, _ in marks] == [
+        Lost("camera", "queue_full", 0),
+        End("camera", 10_000_000),
+        Lost("camera", "corrupt", 20_000_000, 3),
+        Lost("camera", "queue_full", 40_000_000, 3),
+    ]
+    assert isinstance(last, VideoFrame)
+    assert last.pts == 5
+    queue.put(frame(6), 20)
+    assert [now for _, now in queue.take(0) or []] == [20]
+
+
+def test_a_queue_that_nobody_takes_from_stays_small() -> None:
+    queue = FrameQueue({"camera": 2})
+    queue.open()
+    for number in range(1000):
+        queue.put(frame(number), number)
+    taken = queue.take(0) or []
+    assert len(taken) == 3
+    assert taken[0][0] == Lost("camera", "queue_full", 9_970_000_000, 998)
 
 
 def test_what_stopped_a_writer_is_raised_after_its_frames() -> None:
@@ -109,8 +139,9 @@ def test_capture_never_waits_for_whoever_is_slow() -> None:
             time.sleep(0.01)
         events = capture.queue.drain()
     assert source.given == 200
-    lost = sum(isinstance(e, Lost) for e, _ in events)
-    assert (lost, len(events) - lost) == (196, 4)
+    (lost, _), *frames = events
+    assert isinstance(lost, Lost)
+    assert (lost.count, len(frames)) == (196, 4)
     # What comes after that is refused: it has no place in the books any more.
     capture.queue.put(frame(1), 5)
     assert capture.queue.drain() == []
