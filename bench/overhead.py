@@ -56,25 +56,23 @@ class Told:
         self.time_ns = max(self.time_ns, time_ns)
 
 
-class EverySecondBare:
+class EverySecondBare(OnnxRuntimeEngine):
     """edgemm's engine, which every second time gives way to a bare `session.run`."""
 
-    def __init__(self, engine: OnnxRuntimeEngine) -> None:
-        self._engine = engine
-        self._session = ort.InferenceSession(str(HOME / "av_digits.onnx"), one_thread(), ["CPUExecutionProvider"])
-        self._names = [spec.name for spec in engine.outputs]
-        self.is_bare = False
+    is_bare = False
+
+    def __enter__(self) -> EverySecondBare:
+        super().__enter__()
+        self._bare = ort.InferenceSession(str(self._model), one_thread(), ["CPUExecutionProvider"])
+        return self
 
     def run(self, feeds: Tensors) -> Tensors:
         self.is_bare = not self.is_bare
         if not self.is_bare:
-            return self._engine.run(feeds)
+            return super().run(feeds)
         first, second = self._names
-        one, two = self._session.run(self._names, feeds)
+        one, two = self._bare.run(self._names, feeds)
         return {first: one, second: two}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
 
 
 def one_thread() -> Any:
@@ -90,8 +88,7 @@ def measure(events: list[Event], rounds: int, warm_up: int) -> dict[str, np.ndar
     (name, model), *_ = recipe.models.items()
     rows: list[list[float]] = []
     now = time.perf_counter_ns
-    with OnnxRuntimeEngine(HOME / model.file) as inner:
-        engine = EverySecondBare(inner)
+    with EverySecondBare(HOME / model.file) as engine:
         for number in range(rounds + warm_up):
             clock = Told()
             session = Session(recipe, {name: engine}, clock=clock)
