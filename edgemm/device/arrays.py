@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from edgemm.device import dlpack
 from edgemm.device.device import Device
 from edgemm.errors import KernelError
 
@@ -55,24 +55,6 @@ def array_view(array: Any, what: str, device: Device | None = None) -> ArrayView
     )
 
 
-# DLPack (github.com/dmlc/dlpack: dlpack.h): the unversioned managed tensor, which every library still gives.
-
-
-class _DlpackTensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
 _DLPACK_REACHABLE = {2: "CUDA", 3: "CUDA host", 13: "CUDA managed"}
 _DLPACK_CODES = {0: "i", 1: "u", 2: "f"}
 
@@ -85,10 +67,7 @@ def _dlpack_view(array: Any, what: str) -> ArrayView:
             "Upload it: device.upload(array)."
         )
     capsule = array.__dlpack__()
-    api = ctypes.pythonapi
-    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
-    api.PyCapsule_GetPointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
-    tensor = _DlpackTensor.from_address(cast(int, api.PyCapsule_GetPointer(capsule, b"dltensor")))
+    tensor = dlpack.tensor_in(capsule)
     if tensor.code not in _DLPACK_CODES or tensor.lanes != 1 or tensor.bits % 8:
         raise KernelError(f"{what} has a DLPack type (code {tensor.code}, {tensor.bits} bits) that no kernel takes.")
     dtype = np.dtype(f"{_DLPACK_CODES[tensor.code]}{tensor.bits // 8}")

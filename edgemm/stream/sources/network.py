@@ -12,6 +12,7 @@ import errno
 import logging
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -234,7 +235,7 @@ class NetworkSource(ReopeningSource):
         return f"{self.name} cannot be read: {detail}. Expected a camera, or a stream that FFmpeg can read."
 
 
-class _Track:
+class _Track(ABC):
     """One stream of an open URL: its decoder, and where in time it is."""
 
     def __init__(self, stream: Any, info: StreamInfo) -> None:
@@ -246,9 +247,10 @@ class _Track:
         self.ended = False
         self._last: int | None = None
 
+    @abstractmethod
     def length_ns(self, packet: Any) -> int:
         """How long capturing lasted: sound is sent when its last sample is there."""
-        raise NotImplementedError
+        ...
 
     def end_ns(self, packet: Any) -> int:
         """When capturing the packet was over, by the sender's clock."""
@@ -274,9 +276,10 @@ class _Track:
         except (av.FFmpegError, OSError):
             return None
 
+    @abstractmethod
     def events(self, packet: Any, place: Callable[[int, int], int], now_ns: int) -> Iterator[Event]:
         """What a packet holds; `place(source_ns, length_ns)` is a time on the session's timeline."""
-        raise NotImplementedError
+        ...
 
 
 class _Pictures(_Track):

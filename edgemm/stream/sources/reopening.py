@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from types import TracebackType
 
@@ -19,7 +20,7 @@ within 2 s of a camera's return."""
 _log = logging.getLogger(__name__)
 
 
-class ReopeningSource:
+class ReopeningSource(ABC):
     """A live Source that is opened, read by one thread, and opened again when it fails.
 
     A subclass says how, in `_connect`, `_frames` and `_disconnect`; the first raises SourceError.
@@ -90,17 +91,20 @@ class ReopeningSource:
                 if self._stop.is_set():
                     self._close()
 
+    @abstractmethod
     def _connect(self) -> tuple[StreamInfo, ...]:
         """Open it; raises SourceError."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def _frames(self, *, broken: bool) -> Generator[Event, None, str]:
         """Frames until there are no more, or iterating is stopped; returns why. `broken` marks the first."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def _disconnect(self) -> None:
         """Give back what `_connect` took."""
-        raise NotImplementedError
+        ...
 
     def _reopen(self) -> bool:
         """Try until the source is back; False if iterating is stopped first."""

@@ -8,8 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from edgemm.device import Buffer, Device, Stream
-from edgemm.engine.tensorrt.run import dlpack
+from edgemm.device import Buffer, Device, Stream, dlpack
 from edgemm.errors import EngineError
 from edgemm.types import Array
 

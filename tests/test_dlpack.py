@@ -10,8 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from edgemm.device import array_view
-from edgemm.engine.tensorrt.run import dlpack
+from edgemm.device import array_view, dlpack
 from edgemm.engine.tensorrt.run.memory import DeviceTensor
 
 

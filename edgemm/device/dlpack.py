@@ -1,4 +1,4 @@
-"""DLPack, the giving side: memory on a device as a capsule that torch, CuPy, JAX and others take without a copy.
+"""DLPack: device memory as a capsule that torch, CuPy, JAX and others take without a copy, and a look into theirs.
 
 The structures are those of dlpack.h (github.com/dmlc/dlpack), in the unversioned form that every consumer knows.
 """
@@ -18,7 +18,7 @@ _BFLOAT16 = 4
 _NAME = b"dltensor"
 
 
-class _Tensor(ctypes.Structure):
+class Tensor(ctypes.Structure):
     """DLTensor."""
 
     _fields_ = (
@@ -38,7 +38,7 @@ class _Tensor(ctypes.Structure):
 class _Managed(ctypes.Structure):
     """DLManagedTensor."""
 
-    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
+    _fields_ = (("tensor", Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
 
 
 _given: dict[int, tuple[_Managed, Any, Any]] = {}
@@ -78,7 +78,7 @@ def capsule(
     if code is None:
         raise BufferError(f"DLPack has no number for the type {dtype.name}. Cast the output in the model.")
     sizes = (ctypes.c_int64 * len(shape))(*shape)
-    tensor = _Tensor(
+    tensor = Tensor(
         data=address,
         device_type=device[0],
         device_id=device[1],
@@ -94,3 +94,8 @@ def capsule(
     place = ctypes.addressof(managed)
     _given[place] = (managed, sizes, owner)
     return _new(place, _NAME, ctypes.cast(_DESTRUCTOR, ctypes.c_void_p))
+
+
+def tensor_in(capsule: Any) -> Tensor:
+    """Look into a "dltensor" capsule without consuming it: it frees the tensor when it goes, so keep it."""
+    return Tensor.from_address(_pointer(id(capsule), _NAME))
