@@ -35,6 +35,7 @@ from edgemm.stream.sources.protocol import LiveSource, RigSource, Source
 from edgemm.stream.sources.recording import Recording, RecordingWriter
 from edgemm.stream.spans import Recorder
 from edgemm.stream.tape import EndOfTape, ScriptClock, Tape, TapeClock
+from edgemm.stream.turns import short_turns
 
 ClockName = Literal["wall", "virtual"]
 
@@ -292,7 +293,7 @@ def live(
     capture = Capture([] if arrivals else sources, clock, session.queue_limits(), session.recorder)
     queue = arrivals or capture.queue
     try:
-        with capture, _quick_hand_off():
+        with capture, short_turns(), _quick_hand_off():
             while end_ns is None or clock.now_ns() < end_ns:
                 wakes = [time_ns for time_ns in (session.wake_ns(), end_ns) if time_ns is not None]
                 timeout_s = max(0, min(wakes) - clock.now_ns()) / 1e9 if wakes else None

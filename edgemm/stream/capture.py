@@ -17,6 +17,7 @@ from edgemm.stream.clock import Clock
 from edgemm.stream.frames import End, Event, Lost
 from edgemm.stream.sources.protocol import LiveSource, Source
 from edgemm.stream.spans import Recorder
+from edgemm.stream.turns import short_turns
 
 QUEUE_SECONDS = 2
 """Sound that may wait: more than any deadline, less than what the windows hold."""
@@ -169,20 +170,24 @@ class Capture:
     def _read(self, source: Source) -> None:
         error: BaseException | None = None
         try:
-            begin_ns = time.perf_counter_ns()
-            for event in source:
-                if self._recorder is not None:
-                    self._recorder.span("source", event.stream, 0, begin_ns, time.perf_counter_ns())
-                if not source.live:
-                    self._pace(event.end_ns)
-                if self._stop.is_set():
-                    break
-                self.queue.put(event, self._clock.now_ns())
-                begin_ns = time.perf_counter_ns()
+            with short_turns():
+                self._put_all(source)
         except Exception as problem:  # noqa: BLE001 - whatever it is, the thread that takes raises it
             error = problem
         finally:
             self.queue.close(error)
+
+    def _put_all(self, source: Source) -> None:
+        begin_ns = time.perf_counter_ns()
+        for event in source:
+            if self._recorder is not None:
+                self._recorder.span("source", event.stream, 0, begin_ns, time.perf_counter_ns())
+            if not source.live:
+                self._pace(event.end_ns)
+            if self._stop.is_set():
+                break
+            self.queue.put(event, self._clock.now_ns())
+            begin_ns = time.perf_counter_ns()
 
     def _pace(self, time_ns: int) -> None:
         while (left_ns := time_ns - self._clock.now_ns()) > 0:
