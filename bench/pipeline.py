@@ -123,16 +123,15 @@ def camera(port: int) -> None:
         begin_ns = time.monotonic_ns()
         chroma = bytes([128]) * (WIDTH * HEIGHT // 2)
         shutter = random.Random(0)
-        has_flowed = False
+        refused = 0
         for number in range(1 << 30):
             due_ns = begin_ns + round((number / FPS + shutter.uniform(0, SHUTTER_S)) * 1e9)
             time.sleep(max(0, due_ns - time.monotonic_ns()) / 1e9)
             buffer = gst.Buffer.new_wrapped(draw(time.monotonic_ns()).tobytes() + chroma)
             # A camera does not keep what nobody has taken: the queue of appsrc is leaky.
-            flows = source.emit("push-buffer", buffer) == gst.FlowReturn.OK
-            if has_flowed and not flows:
-                return  # whoever watched is gone
-            has_flowed |= flows
+            refused = 0 if source.emit("push-buffer", buffer) == gst.FlowReturn.OK else refused + 1
+            if refused == FPS:
+                return  # for a second: whoever watched is gone; a single one is a pipeline that is being set up
 
     def configure(factory, media) -> None:
         source = media.get_element().get_by_name("src")
