@@ -120,14 +120,18 @@ def camera(port: int) -> None:
     from gi.repository import GLib, GstRtspServer
 
     def push(source) -> None:
-        begin_ns = time.monotonic_ns()
+        # The server holds a picture until its own clock, which starts some milliseconds later, shows the same time.
+        begin_ns = time.monotonic_ns() + 30_000_000
         chroma = bytes([128]) * (WIDTH * HEIGHT // 2)
         shutter = random.Random(0)
         refused = 0
         for number in range(1 << 30):
             due_ns = begin_ns + round((number / FPS + shutter.uniform(0, SHUTTER_S)) * 1e9)
             time.sleep(max(0, due_ns - time.monotonic_ns()) / 1e9)
-            buffer = gst.Buffer.new_wrapped(draw(time.monotonic_ns()).tobytes() + chroma)
+            now_ns = time.monotonic_ns()
+            buffer = gst.Buffer.new_wrapped(draw(now_ns).tobytes() + chroma)
+            buffer.pts = now_ns - begin_ns
+            buffer.duration = gst.SECOND // FPS
             # A camera does not keep what nobody has taken: the queue of appsrc is leaky.
             refused = 0 if source.emit("push-buffer", buffer) == gst.FlowReturn.OK else refused + 1
             if refused == FPS:
@@ -142,8 +146,7 @@ def camera(port: int) -> None:
     factory = GstRtspServer.RTSPMediaFactory()
     factory.set_latency(0)
     factory.set_launch(
-        # Times given by hand lie some constant milliseconds before or after the server's own, for which it then waits.
-        "( appsrc name=src is-live=true do-timestamp=true format=time max-buffers=1 leaky-type=downstream "
+        "( appsrc name=src is-live=true format=time max-buffers=1 leaky-type=downstream "
         f"caps=video/x-raw,format=I420,width={WIDTH},height={HEIGHT},framerate={FPS}/1 "
         "! jpegenc ! rtpjpegpay name=pay0 pt=26 )"
     )
