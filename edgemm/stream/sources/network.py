@@ -3,7 +3,8 @@
 Both streams of a URL count on one clock, the sender's, so one fit against the arrivals places both: whatever the
 network does, sound and picture stay together as the sender stamped them. Where the sender tells its wall clock (RTCP
 sender reports, which FFmpeg hands on as "producer reference time" with each packet) and that clock agrees with the
-machine's, the delay of encoder and network is known, too, and taken off.
+machine's, the delay of encoder and network is known, too, and taken off. Pictures without timestamps (JPEG over HTTP)
+are taken to be captured when they arrive.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ MOST_DELAY_NS = 2_000_000_000
 LEAST_DELAY_NS = -20_000_000
 """Two clocks that are set by NTP agree within milliseconds, and some senders stamp a packet of sound at its end."""
 
+NO_TIMESTAMPS = 0x80
+"""AVFMT_NOTIMESTAMPS (libavformat/avformat.h): JPEG over HTTP, say. FFmpeg then counts pictures at 25 a second."""
+
 GAP_NS = 15_000_000
 """Timestamps of sound that part from the count of samples by this much mean that a packet was lost."""
 
@@ -77,6 +81,7 @@ class NetworkSource(ReopeningSource):
         self._container: Any = None
         self._tracks: dict[int, _Track] = {}
         self._packets: Iterator[Any] = iter(())
+        self._is_timed = True
         self._meter = LevelMeter(self.name)
         self._transport_ns = 0
         """The shortest delay from capture to arrival, where the sender's wall clock tells."""
@@ -104,6 +109,7 @@ class NetworkSource(ReopeningSource):
                     f"{self.name} did not answer within {ANSWER_S:g} s. Check the address, and that the camera is on."
                 ) from error
             raise SourceError(self._refused(error)) from error
+        self._is_timed = not container.format.flags & NO_TIMESTAMPS
         try:
             tracks = [self._track(container, want) for want in self._wants]
         except BaseException:
@@ -126,7 +132,7 @@ class NetworkSource(ReopeningSource):
             return _Sound(container.streams.audio[0], want, self._meter)
         if not container.streams.video:
             raise SourceError(f"{self.name} holds no pictures. Give the address of a camera's video stream.")
-        return _Pictures(container.streams.video[0], want)
+        return _Pictures(container.streams.video[0], want, is_timed=self._is_timed)
 
     def _frames(self, *, broken: bool) -> Generator[Event, None, str]:
         for track in self._tracks.values():
@@ -207,6 +213,8 @@ class NetworkSource(ReopeningSource):
             return None, self._refused(error).rstrip(".")
         if packet is None or packet.size == 0:
             return None, f"{self.name} has ended"
+        if not self._is_timed:
+            packet.pts = packet.dts = None
         return packet, ""
 
     def _events(self, packet: Any, arrived_ns: int) -> Iterator[Event]:
@@ -226,7 +234,7 @@ class NetworkSource(ReopeningSource):
             captured_ns = self._fit.map(source_ns) - self._transport_ns
             return min(captured_ns, arrived_ns - length_ns) - offset_ns
 
-        yield from track.events(packet, place, arrived_ns - self._offset_ns)
+        yield from track.events(packet, place, arrived_ns - offset_ns)
 
     def _refused(self, error: Exception) -> str:
         if getattr(error, "errno", None) == errno.ECONNREFUSED:
@@ -285,14 +293,14 @@ class _Track(ABC):
 class _Pictures(_Track):
     """Pictures, decoded without frame threads, each of which would hold one back."""
 
-    def __init__(self, stream: Any, want: VideoWant) -> None:
+    def __init__(self, stream: Any, want: VideoWant, *, is_timed: bool) -> None:
         from av.video.reformatter import VideoReformatter
 
         stream.thread_type = "NONE"
         context = stream.codec_context
         context.thread_count = 1
         context.flags |= 0x80000  # AV_CODEC_FLAG_LOW_DELAY
-        rate = stream.average_rate or stream.guessed_rate
+        rate = (stream.average_rate or stream.guessed_rate) if is_timed else None
         # A rate beyond this is FFmpeg's guess at a stream that names none.
         interval_ns = round(10**9 / rate) if rate and rate <= 1000 else None
         super().__init__(stream, StreamInfo(want.name, "video", None, interval_ns, context.width, context.height))
@@ -317,7 +325,8 @@ class _Pictures(_Track):
             return
         for frame in frames:
             if frame.pts is None:
-                capture_ns, pts, time_base = now_ns, now_ns, Fraction(1, 10**9)
+                capture_ns = max(now_ns, self._last_ns + 1)
+                pts, time_base = capture_ns, Fraction(1, 10**9)
             else:
                 pts, time_base = frame.pts, frame.time_base or self.stream.time_base
                 # While the fit finds the earliest arrivals it moves back; pictures in order stay so.
