@@ -27,8 +27,10 @@ from edgemm.stream.drift import ClockFit, ClockReport
 from edgemm.stream.frames import AudioChunk, End, Event, Lost, StreamInfo, VideoFrame, ns
 from edgemm.stream.sources.camera import JUMP_NS, PRIME_NS, pixel_format
 from edgemm.stream.sources.level import Level, LevelMeter
+from edgemm.stream.sources.picture_ends import START_BYTES, is_empty, stamp_change
 from edgemm.stream.sources.protocol import AudioWant, VideoWant, Want
 from edgemm.stream.sources.reopening import ReopeningSource
+from edgemm.stream.sources.rtsp_relay import RtspRelay
 from edgemm.stream.sources.sound_frames import BLOCKS_PER_SECOND, ChunkMaker
 
 ANSWER_S = 5.0
@@ -82,6 +84,9 @@ class NetworkSource(ReopeningSource):
         self._tracks: dict[int, _Track] = {}
         self._packets: Iterator[Any] = iter(())
         self._is_timed = True
+        self._relay: RtspRelay | None = None
+        self._relays = url.startswith("rtsp://")
+        """Whether FFmpeg is to be told where pictures end."""
         self._meter = LevelMeter(self.name)
         self._transport_ns = 0
         """The shortest delay from capture to arrival, where the sender's wall clock tells."""
@@ -97,23 +102,13 @@ class NetworkSource(ReopeningSource):
         return ClockReport(self._fit.drift_ppm, self._fit.jitter_ns / 1e6, self._reconnects, self._transport_ns / 1e6)
 
     def _connect(self) -> tuple[StreamInfo, ...]:
-        import av
-
-        begin = time.monotonic()
-        try:
-            container = av.open(self._url, options=_options(self._url), timeout=(ANSWER_S, STALL_S))
-        except (av.FFmpegError, OSError, ValueError) as error:
-            # Interrupted by the time limit, FFmpeg reports whatever it was doing.
-            if time.monotonic() - begin >= ANSWER_S:
-                raise SourceError(
-                    f"{self.name} did not answer within {ANSWER_S:g} s. Check the address, and that the camera is on."
-                ) from error
-            raise SourceError(self._refused(error)) from error
+        container = self._open(time.monotonic())
         self._is_timed = not container.format.flags & NO_TIMESTAMPS
         try:
             tracks = [self._track(container, want) for want in self._wants]
         except BaseException:
             container.close()
+            self._end_relay()
             raise
         self._container = container
         self._tracks = {track.index: track for track in tracks}
@@ -121,9 +116,40 @@ class NetworkSource(ReopeningSource):
         self._fit.reset()
         return tuple(track.info for track in tracks)
 
+    def _open(self, begin: float) -> Any:
+        """FFmpeg on the URL, by way of a relay if that tells it where pictures end; `begin` is when opening began."""
+        import av
+
+        url = self._url
+        try:
+            if self._relays:
+                self._relay = RtspRelay(url, ANSWER_S)
+                url = self._relay.url
+            limits = (max(0.1, begin + ANSWER_S - time.monotonic()), STALL_S)
+            return av.open(url, options=_options(url), timeout=limits)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            self._end_relay()
+            if self._relays and isinstance(error, av.error.HTTPClientError):
+                # It may know itself by its own name only; a missing page is missing by any name.
+                self._relays = False
+                return self._open(begin)
+            # Interrupted by the time limit, FFmpeg reports whatever it was doing.
+            if time.monotonic() - begin >= ANSWER_S:
+                raise SourceError(
+                    f"{self.name} did not answer within {ANSWER_S:g} s. Check the address, and that the camera is on."
+                ) from error
+            raise SourceError(self._refused(error)) from error
+
     def _disconnect(self) -> None:
         self._container.close()
         self._container, self._tracks, self._packets = None, {}, iter(())
+        self._end_relay()
+
+    def _end_relay(self) -> None:
+        if self._relay is not None:
+            self._relay.close()
+            self._relays = self._relays and not self._relay.misled
+            self._relay = None
 
     def _track(self, container: Any, want: Want) -> _Track:
         if isinstance(want, AudioWant):
@@ -211,10 +237,18 @@ class NetworkSource(ReopeningSource):
             return None, f"{self.name} has sent nothing for {STALL_S:g} s"
         except (av.FFmpegError, OSError) as error:
             return None, self._refused(error).rstrip(".")
+        if self._relay is not None and self._relay.misled:
+            # What there is of the picture must not be decoded: the pictures to come are made from it.
+            return None, f"{self.name} marks the ends of pictures where none are"
         if packet is None or packet.size == 0:
             return None, f"{self.name} has ended"
         if not self._is_timed:
             packet.pts = packet.dts = None
+        elif self._relay is not None and packet.pts is not None and packet.stream.type == "video":
+            start = bytes(memoryview(packet)[:START_BYTES])
+            if is_empty(start):
+                return None, f"{self.name} has ended"
+            packet.pts += stamp_change(start)
         return packet, ""
 
     def _events(self, packet: Any, arrived_ns: int) -> Iterator[Event]:
