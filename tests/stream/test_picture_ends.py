@@ -216,7 +216,9 @@ def test_contributors_extensions_and_padding_of_a_packet_are_no_payload() -> Non
 )
 def test_streams_that_are_other_or_unclear_pass_as_they_are(sdp: bytes) -> None:
     data = sdp + pictures("H264", PROVEN + 5)
-    assert PictureEnds().feed(data) == data
+    ends = PictureEnds()
+    assert ends.feed(data) == data
+    assert ends.is_needless == bool(sdp)
 
 
 @pytest.mark.parametrize("noise", [b"\x00\x01\x02", b"HTTP" + bytes(70_000)])

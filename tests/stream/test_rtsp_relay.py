@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -130,6 +131,29 @@ def test_a_server_that_knows_itself_by_its_name_only_is_asked_by_it() -> None:
     asked = [urlsplit(line.split()[1]).netloc for line in server.requests]
     assert asked[0] != name
     assert asked[-1] == name
+
+
+def test_a_server_without_such_pictures_is_left_to_the_client() -> None:
+    with H26xServer("JPEG", []) as server:
+        relay = RtspRelay(server.url, 1.0)
+        parts = urlsplit(relay.url)
+        with socket.create_connection((parts.hostname or "", parts.port or 0)) as client:
+            client.sendall(b"DESCRIBE x RTSP/1.0\r\nCSeq: 17\r\n\r\n")
+            answer = b"".join(iter(lambda: client.recv(1000), b""))
+        relay.close()
+        place = server.url.replace("user:pass@", "")
+        assert answer.decode() == f"RTSP/1.0 302 Found\r\nCSeq: 17\r\nLocation: {place}\r\n\r\n"
+
+
+def test_a_page_that_is_missing_for_a_while_costs_nothing_later() -> None:
+    with H26xServer("H264", [], hosts=("nobody",)) as server:
+        source = NetworkSource(server.url, [PICTURE])
+        for _ in range(2):
+            server.requests.clear()
+            with pytest.raises(SourceError, match="404"):
+                source.__enter__()
+            asked = [urlsplit(line.split()[1]).netloc in server.url for line in server.requests]
+            assert asked == [False, True], "by way of a relay first, whatever came of it before"
 
 
 def test_a_relay_that_nobody_uses_ends() -> None:

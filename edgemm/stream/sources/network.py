@@ -130,9 +130,13 @@ class NetworkSource(ReopeningSource):
         except (av.FFmpegError, OSError, ValueError) as error:
             self._end_relay()
             if self._relays and isinstance(error, av.error.HTTPClientError):
-                # It may know itself by its own name only; a missing page is missing by any name.
+                # It may know itself by its own name only, or ask for the password anew behind a relay that sends on.
                 self._relays = False
-                return self._open(begin)
+                try:
+                    return self._open(begin)
+                except SourceError:
+                    self._relays = True
+                    raise
             # Interrupted by the time limit, FFmpeg reports whatever it was doing.
             if time.monotonic() - begin >= ANSWER_S:
                 raise SourceError(

@@ -31,6 +31,7 @@ START_BYTES = 64
 
 _TEXT_END = re.compile(rb"\r?\n\r?\n")
 _LENGTH = re.compile(rb"(?im)^content-length\s*:\s*(\d+)")
+_MEDIA = re.compile(rb"(?m)^m=")
 _RTP_MAP = re.compile(rb"a=rtpmap:(\d+)\s+([^/\s]+)")
 
 
@@ -90,6 +91,8 @@ class PictureEnds:
         self.misled = False
         """True once a picture went on behind its marked packet: the markers are not to be believed, and what was
         handed over as a picture was a part of one."""
+        self.is_needless = False
+        """True once the session's description has come, and names no such stream."""
         self._held = bytearray()
         self._codecs: dict[int, _Codec | None] = {}
         """By RTP payload type; None for one that has two meanings."""
@@ -143,9 +146,12 @@ class PictureEnds:
 
     def _describe(self, text: bytearray) -> None:
         """Learn from a session's description (RFC 8866) which payload types are which codec."""
+        if not _MEDIA.search(text):
+            return
         for number, name in _RTP_MAP.findall(text):
             kind, codec = int(number), CODECS.get(name.upper())
             self._codecs[kind] = codec if self._codecs.get(kind, codec) is codec else None
+        self.is_needless = not any(self._codecs.values())
 
     def _packet(self, piece: bytearray) -> bytes | bytearray:
         """An interleaved packet, and what is to be sent with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import selectors
 import socket
 import threading
@@ -12,14 +13,18 @@ from edgemm.stream.sources.picture_ends import PictureEnds
 
 RTSP_PORT = 554
 CHUNK_BYTES = 1 << 16
+GOODBYE_S = 0.2
+
+_NUMBER = re.compile(rb"(?im)^cseq[^\r\n]*")
 
 
 class RtspRelay:
     """One connection to the server of an `rtsp://` URL, for one client on this machine, who asks for `url`.
 
-    What the client says goes to the server as it is; what the server sends goes through a `PictureEnds`. Names in the
-    client's requests are the relay's own, as from behind any address translation. Raises OSError if the server cannot
-    be reached within `wait_s`, ValueError if the URL makes no sense. `close` ends it, and so does either side.
+    What the client says goes to the server as it is; what the server sends goes through a `PictureEnds`. Where that is
+    of no use the client is sent on to the server itself. Names in the client's requests are the relay's own, as from
+    behind any address translation. Raises OSError if the server cannot be reached within `wait_s`, ValueError if the
+    URL makes no sense. `close` ends it, and so does either side.
     """
 
     def __init__(self, url: str, wait_s: float) -> None:
@@ -34,7 +39,9 @@ class RtspRelay:
         self._listener.settimeout(wait_s)
         self._server.settimeout(None)
         self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        user, at, _ = parts.netloc.rpartition("@")
+        user, at, host = parts.netloc.rpartition("@")
+        # FFmpeg keeps the password that it has, and may log where it is sent on to.
+        self._direct = urlunsplit(parts._replace(netloc=host))
         port = self._listener.getsockname()[1]
         self.url = urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{port}"))
         self._thread = threading.Thread(target=self._run, name="rtsp-relay", daemon=True)
@@ -47,9 +54,12 @@ class RtspRelay:
 
     def close(self) -> None:
         """End the connection and the thread."""
-        for end in (self._listener, self._server):
-            with suppress(OSError):  # it may have ended by itself
-                end.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # it may have ended by itself
+            self._listener.shutdown(socket.SHUT_RDWR)
+        # The client's goodbye may still be on its way.
+        self._thread.join(GOODBYE_S)
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
     def _run(self) -> None:
@@ -75,6 +85,15 @@ class RtspRelay:
                         rewritten = self._ends.feed(data)
                         if self._ends.misled:
                             return
+                        if self._ends.is_needless:
+                            client.sendall(self._moved(rewritten))
+                            return
                         client.sendall(rewritten)
                     if not data:
                         return
+
+    def _moved(self, answer: bytes) -> bytes:
+        """What sends the client on, instead of an answer (RFC 2326, 11.3)."""
+        number = _NUMBER.search(answer)
+        line = number[0].decode() if number else "CSeq: 0"
+        return f"RTSP/1.0 302 Found\r\n{line}\r\nLocation: {self._direct}\r\n\r\n".encode()
