@@ -1,12 +1,13 @@
 """From glass to result: edgemm against a GStreamer appsink and a plain OpenCV loop, on the same camera and model.
 
-    python bench/pipeline.py [--seconds 20] [--rounds 3] [--output bench/results/pipeline]
+    python bench/pipeline.py [--codec h264] [--seconds 20] [--rounds 3] [--output bench/results/pipeline]
 
 A process of its own is the camera: it draws the machine's monotonic time into each picture as 64 black and white fields
-and serves them at once as RTSP (640 x 480 JPEG, 25 a second, over TCP), as an IP camera does. Whoever takes part reads
-that URL, scales to 224 x 224 and runs the same ONNX model on onnxruntime with one thread. Before each inference the
-time is read off the very tensor that is fed; the age is from there to when the result is in hand: drawing, JPEG,
-network, decoding, waiting, scaling and inference. CPU is that of the process. The first three seconds are not judged.
+and serves them at once as RTSP (640 x 480, JPEG or H.264, 25 a second, over TCP), as an IP camera does. Whoever takes
+part reads that URL, scales to 224 x 224 and runs the same ONNX model on onnxruntime with one thread. Before each
+inference the time is read off the very tensor that is fed; the age is from there to when the result is in hand:
+drawing, encoding, network, decoding, waiting, scaling and inference. CPU is that of the process. The first three
+seconds are not judged.
 
     edgemm            hop = "1 frames", policy = "latest"; a result is in hand when `edgemm.runner.live` gives it, in
                       the thread that made it, as in the loops of the others
@@ -18,7 +19,7 @@ network, decoding, waiting, scaling and inference. CPU is that of the process. T
 each on a machine of its own accord (idle), with an engine five times too slow (0.2 s more for each inference, spent
 waiting as for a GPU), and beside a busy process for each core (hogs). They take turns, `--rounds` times.
 Needs gst-rtsp-server: apt-get install python3-gi gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0
-gstreamer1.0-plugins-good
+gstreamer1.0-plugins-good, and for H.264 gstreamer1.0-plugins-bad gstreamer1.0-libav
 """
 
 from __future__ import annotations
@@ -57,13 +58,18 @@ scheduler's tick (4 ms on most) in the same phase throughout a run, and in anoth
 SLOW_S = 5 / FPS
 MEDIA = "/usr/lib/python3/dist-packages"
 """Where Debian and Ubuntu keep the Python module gi."""
+ENCODERS = {
+    "jpeg": "jpegenc ! rtpjpegpay",
+    "h264": "openh264enc bitrate=2000000 gop-size=25 multi-thread=1 ! rtph264pay config-interval=-1",
+}
+DECODERS = {"jpeg": "rtpjpegdepay ! jpegdec", "h264": "rtph264depay ! avdec_h264 max-threads=1"}
 PIPELINES = {
     "gstreamer": (
-        "rtspsrc location={url} protocols=tcp latency=0 ! rtpjpegdepay ! jpegdec ! videoconvert "
+        "rtspsrc location={url} protocols=tcp latency=0 ! {decoder} ! videoconvert "
         "! video/x-raw,format=RGB ! appsink name=sink drop=true max-buffers=1 sync=false"
     ),
     "gstreamer-plain": (
-        "rtspsrc location={url} ! rtpjpegdepay ! jpegdec ! videoconvert ! video/x-raw,format=RGB ! appsink name=sink"
+        "rtspsrc location={url} ! {decoder} ! videoconvert ! video/x-raw,format=RGB ! appsink name=sink"
     ),
 }
 RECIPE = f"""
@@ -111,7 +117,7 @@ def check(ticks: int) -> int:
     return ticks * 0x9E3779B97F4A7C15 >> 17 & ((1 << CHECK_BITS) - 1)
 
 
-def camera(port: int) -> None:
+def camera(port: int, codec: str) -> None:
     """Serve pictures of the time until killed. Prints "ready"."""
     gst, _ = gstreamer()
     import gi
@@ -148,7 +154,7 @@ def camera(port: int) -> None:
     factory.set_launch(
         "( appsrc name=src is-live=true format=time max-buffers=1 leaky-type=downstream "
         f"caps=video/x-raw,format=I420,width={WIDTH},height={HEIGHT},framerate={FPS}/1 "
-        "! jpegenc ! rtpjpegpay name=pay0 pt=26 )"
+        f"! {ENCODERS[codec]} name=pay0 pt={26 if codec == 'jpeg' else 96} )"
     )
     factory.connect("media-configure", configure)
     server.get_mount_points().add_factory("/camera", factory)
@@ -224,7 +230,7 @@ class Ages:
         }
 
 
-def take_part(who: str, url: str, folder: Path, seconds: float, slow_s: float) -> dict:
+def take_part(who: str, url: str, codec: str, folder: Path, seconds: float, slow_s: float) -> dict:
     """Run one of them and return what its Ages report."""
     ages = Ages(seconds, slow_s)
     if who == "edgemm":
@@ -239,7 +245,8 @@ def take_part(who: str, url: str, folder: Path, seconds: float, slow_s: float) -
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(folder / "eye.onnx", options, providers=["CPUExecutionProvider"])
-    for picture in opencv_pictures(url) if who == "opencv" else gstreamer_pictures(PIPELINES[who].format(url=url)):
+    description = "" if who == "opencv" else PIPELINES[who].format(url=url, decoder=DECODERS[codec])
+    for picture in opencv_pictures(url) if who == "opencv" else gstreamer_pictures(description):
         small = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
         tensor = np.ascontiguousarray(small.transpose(2, 0, 1), np.float32)[None] / np.float32(255)
         ages.fed(tensor)
@@ -378,14 +385,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def measure(who: str, folder: Path, seconds: float, slow_s: float) -> dict:
+def measure(who: str, codec: str, folder: Path, seconds: float, slow_s: float) -> dict:
     """One turn of one of them, with a camera of its own."""
     port = free_port()
-    server = subprocess.Popen([sys.executable, __file__, "--serve", str(port)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, "--codec", codec]
+    server = subprocess.Popen([*command, "--serve", str(port)], stdout=subprocess.PIPE, text=True)
     try:
         if server.stdout.readline().strip() != "ready":
             sys.exit("The camera's process did not start: see the packages that `--help` names.")
-        command = [sys.executable, __file__, "--take-part", who, "--url", f"rtsp://127.0.0.1:{port}/camera"]
+        command += ["--take-part", who, "--url", f"rtsp://127.0.0.1:{port}/camera"]
         command += ["--folder", str(folder), "--seconds", str(seconds), "--slow", str(slow_s)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=seconds * 4 + 60)
         return json.loads(done.stdout.splitlines()[-1])
@@ -398,6 +406,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--codec", choices=ENCODERS, default="jpeg")
     parser.add_argument("--loads", nargs="+", help='only loads whose names hold one of these words, e.g. "idle"')
     parser.add_argument("--output", type=Path, help="write OUTPUT.md and OUTPUT.json")
     for internal, kind in (
@@ -410,9 +419,9 @@ def main() -> None:
         parser.add_argument(internal, type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return camera(args.serve)
+        return camera(args.serve, args.codec)
     if args.take_part:
-        print(json.dumps(take_part(args.take_part, args.url, args.folder, args.seconds, args.slow)))
+        print(json.dumps(take_part(args.take_part, args.url, args.codec, args.folder, args.seconds, args.slow)))
         return None
     import edgemm
 
@@ -436,7 +445,7 @@ def main() -> None:
                 # Each in another place of the order each time: other work on the machine comes and goes.
                 for who in everyone[number % len(everyone) :] + everyone[: number % len(everyone)]:
                     with beside():
-                        found[load][who].append(measure(who, folder, args.seconds, slow_s))
+                        found[load][who].append(measure(who, args.codec, folder, args.seconds, slow_s))
                     one = found[load][who][-1]
                     p50, p99 = np.percentile(one["ages_ms"], (50, 99))
                     print(f"{load}: {who}: p50 {p50:.1f} p99 {p99:.1f} ms, CPU {one['cpu']:.0%}", flush=True)
@@ -463,10 +472,10 @@ def main() -> None:
         f"{platform.machine()}, {cores} cores, Python {platform.python_version()}; load before {begun_load:.1f}; "
         f"{args.rounds} rounds of {args.seconds:g} s, in turn"
     )
-    command = f"python bench/pipeline.py --seconds {args.seconds:g} --rounds {args.rounds}"
+    command = f"python bench/pipeline.py --codec {args.codec} --seconds {args.seconds:g} --rounds {args.rounds}"
     command += f" --loads {' '.join(args.loads)}" if args.loads else ""
     lines = [
-        "# From glass to result",
+        f"# From glass to result, {args.codec.upper()}",
         "",
         f"{machine}, nice {os.nice(0)}. `{command}`",
         "",
