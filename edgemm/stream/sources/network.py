@@ -477,7 +477,8 @@ def _options(url: str) -> dict[str, str]:
 
 def _producer_ns(packet: Any) -> int | None:
     """The sender's wall clock at the packet's capture, in ns since 1970; None where it does not tell."""
-    for data in packet.iter_sidedata():
+    # PyAV 13 cannot tell; the delay then counts as zero at its shortest.
+    for data in getattr(packet, "iter_sidedata", tuple)():
         if data.data_type == "prft":
             # AVProducerReferenceTime (libavcodec/packet.h): int64 microseconds, int flags.
             return int(struct.unpack_from("<q", bytes(data))[0]) * 1000
