@@ -73,7 +73,7 @@ class _Codec:
         return self.is_slice(kind)
 
 
-CODECS = {
+_CODECS = {
     # RFC 6184, table 3: STAP-A; FU-A. STAP-B, MTAP and FU-B are of the interleaved mode, where markers say nothing.
     b"H264": _Codec(1, frozenset({24}), frozenset({28}), b"\x09\xf0", b"\x06\x05\x18"),
     # RFC 7798, 4.4: AP; FU.
@@ -81,7 +81,7 @@ CODECS = {
 }
 
 
-_DELIMITERS = frozenset(codec.delimiter for codec in CODECS.values())
+_DELIMITERS = frozenset(codec.delimiter for codec in _CODECS.values())
 
 
 class PictureEnds:
@@ -149,7 +149,7 @@ class PictureEnds:
         if not _MEDIA.search(text):
             return
         for number, name in _RTP_MAP.findall(text):
-            kind, codec = int(number), CODECS.get(name.upper())
+            kind, codec = int(number), _CODECS.get(name.upper())
             self._codecs[kind] = codec if self._codecs.get(kind, codec) is codec else None
         self.is_needless = not any(self._codecs.values())
 
