@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edgemm.errors import SourceError, UsageError
 from edgemm.stream.drift import ClockFit, ClockReport
-from edgemm.stream.frames import Color, Event, Lost, StreamInfo, VideoFrame, ns
+from edgemm.stream.frames import Event, Lost, StreamInfo, VideoFrame, ns
 from edgemm.stream.sources.protocol import RigSource, VideoWant
 from edgemm.stream.sources.reopening import ReopeningSource
 
@@ -170,8 +170,3 @@ def open_camera(device: str | int | None, want: VideoWant, mode: CameraMode | No
     else:
         reader = V4l2Reader(want, camera_path(device), mode)
     return CameraSource(want, reader)
-
-
-def pixel_format(color: Color) -> str:
-    """FFmpeg's name of a packed format of this color order."""
-    return {"rgb": "rgb24", "bgr": "bgr24", "gray": "gray"}[color]

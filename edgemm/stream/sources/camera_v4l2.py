@@ -13,8 +13,9 @@ from typing import Any
 
 from edgemm.errors import SourceError
 from edgemm.stream.frames import StreamInfo
-from edgemm.stream.sources.camera import CameraMode, Shot, pixel_format
+from edgemm.stream.sources.camera import CameraMode, Shot
 from edgemm.stream.sources.protocol import VideoWant
+from edgemm.stream.sources.reformat import PIXEL_FORMATS, Reformatter
 from edgemm.stream.sources.v4l2 import camera_identity
 from edgemm.stream.sources.v4l2_controls import set_controls
 
@@ -49,7 +50,6 @@ class V4l2Reader:
     def open(self) -> StreamInfo:
         """Open the camera; raises SourceError."""
         import av
-        from av.video.reformatter import VideoReformatter
 
         _check_access(self.name)
         self._identity = camera_identity(self.name)
@@ -66,7 +66,7 @@ class V4l2Reader:
         self._container, self._stream = container, stream
         self._descriptor = _descriptor(self.name)
         self._packets = container.demux(stream)
-        self._reformatter = VideoReformatter()
+        self._reformatter = Reformatter(PIXEL_FORMATS[self._want.color])
         rate = stream.average_rate or stream.guessed_rate
         interval_ns = round(10**9 / rate) if rate else None
         context = stream.codec_context
@@ -105,7 +105,7 @@ class V4l2Reader:
         self._ready.clear()
 
     def _shot(self, frame: Any, arrived_ns: int) -> Shot:
-        picture: Any = self._reformatter.reformat(frame, format=pixel_format(self._want.color)).to_ndarray()
+        picture = self._reformatter.picture(frame)
         time_base = frame.time_base or self._stream.time_base
         if frame.pts is not None:
             captured_ns = round(frame.pts * Fraction(time_base) * 10**9)

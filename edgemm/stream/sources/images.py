@@ -12,6 +12,7 @@ from typing import Any
 from edgemm.errors import SourceError
 from edgemm.stream.frames import Event, Lost, StreamInfo, VideoFrame, ns
 from edgemm.stream.sources.protocol import VideoWant
+from edgemm.stream.sources.reformat import PIXEL_FORMATS, Reformatter
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 
@@ -50,12 +51,13 @@ class ImagesSource:
         self._files = []
 
     def __iter__(self) -> Iterator[Event]:
+        reformatter = Reformatter(PIXEL_FORMATS[self._want.color])
         count = 0
         problem = ""
         for number, file in enumerate(self._files):
             capture_ns = ns(number, self._interval)
             try:
-                picture = _read(file, "gray" if self._want.color == "gray" else f"{self._want.color}24")
+                picture = _read(file, reformatter)
             except (OSError, ValueError) as error:
                 problem = f"{file.name}: {getattr(error, 'strerror', None) or error}"
                 yield Lost(self._want.name, "corrupt", capture_ns)
@@ -66,14 +68,14 @@ class ImagesSource:
             raise SourceError(f"{self._folder} holds no image that can be read ({problem}).")
 
 
-def _read(file: Path, pixel_format: str) -> Any:
+def _read(file: Path, reformatter: Reformatter) -> Any:
     """The first picture of `file`. Raises OSError (PyAV's errors for files) or ValueError."""
     import av
 
     try:
         with av.open(str(file)) as container:
             for frame in container.decode(video=0):
-                return frame.to_ndarray(format=pixel_format)
+                return reformatter.picture(frame)
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(str(error)) from error
     raise ValueError("it holds no picture")

@@ -17,16 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemm.errors import SourceError
-from edgemm.stream.frames import AudioChunk, Color, End, Event, Lost, StreamInfo, VideoFrame, ns
+from edgemm.stream.frames import AudioChunk, End, Event, Lost, StreamInfo, VideoFrame, ns
 from edgemm.stream.scheduler import GAP_NS
 from edgemm.stream.sources.protocol import AudioWant, VideoWant, Want
+from edgemm.stream.sources.reformat import PIXEL_FORMATS, Reformatter
 
 BLOCKS_PER_SECOND = 100
 
 _MAX_WAITING_BYTES = 256 << 20
 """Packets of one stream that wait for the other: seconds of a well interleaved file, minutes of most."""
-
-_FORMATS: dict[Color, str] = {"rgb": "rgb24", "bgr": "bgr24", "gray": "gray"}
 
 
 class MediaSource:
@@ -283,11 +282,7 @@ class _Blocks:
 
 
 def _pictures(frames: Iterator[Any], want: VideoWant, stream: Any, start_ns: int) -> Iterator[Event]:
-    from av.video.reformatter import VideoReformatter
-
-    pixel_format = _FORMATS[want.color]
-    # One for all frames: `frame.to_ndarray(format=...)` makes its tables anew each time, and takes five times as long.
-    reformatter = VideoReformatter()
+    reformatter = Reformatter(PIXEL_FORMATS[want.color])
     rate = stream.average_rate or stream.guessed_rate or 25
     step_ns = round(10**9 / rate)
     last_ns = -step_ns
@@ -302,7 +297,7 @@ def _pictures(frames: Iterator[Any], want: VideoWant, stream: Any, start_ns: int
             pts, time_base = frame.pts, frame.time_base or stream.time_base
             capture_ns = ns(pts, time_base) - start_ns
         last_ns = capture_ns
-        picture: Any = reformatter.reformat(frame, format=pixel_format).to_ndarray()
+        picture = reformatter.picture(frame)
         # A phone held upright writes a picture that lies, and how to turn it, counter-clockwise as numpy does.
         turns = round(getattr(frame, "rotation", 0) / 90) % 4
         if turns:

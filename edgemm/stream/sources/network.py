@@ -25,10 +25,11 @@ import numpy.typing as npt
 from edgemm.errors import SourceError
 from edgemm.stream.drift import ClockFit, ClockReport
 from edgemm.stream.frames import AudioChunk, End, Event, Lost, StreamInfo, VideoFrame, ns
-from edgemm.stream.sources.camera import JUMP_NS, PRIME_NS, pixel_format
+from edgemm.stream.sources.camera import JUMP_NS, PRIME_NS
 from edgemm.stream.sources.level import Level, LevelMeter
 from edgemm.stream.sources.picture_ends import START_BYTES, is_empty, stamp_change
 from edgemm.stream.sources.protocol import AudioWant, VideoWant, Want
+from edgemm.stream.sources.reformat import PIXEL_FORMATS, Reformatter
 from edgemm.stream.sources.reopening import ReopeningSource
 from edgemm.stream.sources.rtsp_relay import RtspRelay
 from edgemm.stream.sources.sound_frames import BLOCKS_PER_SECOND, ChunkMaker
@@ -332,8 +333,6 @@ class _Pictures(_Track):
     """Pictures, decoded without frame threads, each of which would hold one back."""
 
     def __init__(self, stream: Any, want: VideoWant, *, is_timed: bool) -> None:
-        from av.video.reformatter import VideoReformatter
-
         stream.thread_type = "NONE"
         context = stream.codec_context
         context.thread_count = 1
@@ -343,7 +342,7 @@ class _Pictures(_Track):
         interval_ns = round(10**9 / rate) if rate and rate <= 1000 else None
         super().__init__(stream, StreamInfo(want.name, "video", None, interval_ns, context.width, context.height))
         self._want = want
-        self._reformatter = VideoReformatter()
+        self._reformatter = Reformatter(PIXEL_FORMATS[want.color])
         self._last_ns = -1
 
     def length_ns(self, packet: Any) -> int:
@@ -375,7 +374,7 @@ class _Pictures(_Track):
             if frame.is_corrupt:
                 yield Lost(self._want.name, "corrupt", capture_ns)
                 continue
-            picture: Any = self._reformatter.reformat(frame, format=pixel_format(self._want.color)).to_ndarray()
+            picture = self._reformatter.picture(frame)
             broken, self.broken, self.ended = self.broken, False, False
             yield VideoFrame(self._want.name, pts, time_base, capture_ns, picture, self._want.color, broken)
 

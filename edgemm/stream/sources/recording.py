@@ -25,6 +25,7 @@ from edgemm.errors import SinkError, SourceError
 from edgemm.stream.decode import Label, Score
 from edgemm.stream.frames import AudioChunk, End, Event, Lost, StreamInfo, VideoFrame
 from edgemm.stream.results import Result
+from edgemm.stream.sources.reformat import PIXEL_FORMATS, Reformatter
 from edgemm.stream.tape import Entry
 
 FORMAT = 1
@@ -62,6 +63,7 @@ class RecordingWriter:
         self._thread = threading.Thread(target=self._write, name="recording", daemon=True)
         self._container: Any = None
         self._tracks: dict[str, Any] = {}
+        self._reformatters: dict[str, Reformatter] = {}
         self._last: dict[str, int] = {}
         self._journal: Any = None
         self._decisions: Any = None
@@ -173,6 +175,7 @@ class RecordingWriter:
                 track = self._container.add_stream("ffv1", rate=25)
                 track.height, track.width = event.picture.shape[:2]
                 track.pix_fmt = _PIXELS[event.color]
+                self._reformatters[info.name] = Reformatter(_PIXELS[event.color])
                 track.codec_context.time_base = _MS
             elif info.kind == "audio":
                 track = self._container.add_stream("pcm_f32le", rate=info.rate_hz or 16000, layout="mono")
@@ -224,9 +227,8 @@ class RecordingWriter:
         track = self._tracks[event.stream]
         if event.picture.shape[:2] != (track.height, track.width):
             raise RuntimeError(f"the pictures of {event.stream} changed their size")
-        form = {"gray": "gray", "rgb": "rgb24", "bgr": "bgr24"}[event.color]
-        frame = Picture.from_ndarray(np.ascontiguousarray(event.picture), format=form)
-        frame = frame.reformat(format=_PIXELS[event.color])
+        frame = Picture.from_ndarray(np.ascontiguousarray(event.picture), format=PIXEL_FORMATS[event.color])
+        frame = self._reformatters[event.stream].frame(frame)
         frame.pts = max(self._last.get(event.stream, -1) + 1, event.capture_ns // 10**6)
         frame.time_base = _MS
         self._last[event.stream] = frame.pts
@@ -286,6 +288,7 @@ class Recording:
         self._titles: dict[int, str] = {}
         self._sound: dict[str, deque[npt.NDArray[np.float32]]] = {}
         self._pictures: dict[str, deque[Any]] = {}
+        self._reformatters: dict[str, Reformatter] = {}
         self.streams: tuple[StreamInfo, ...] = ()
 
     def __enter__(self) -> Recording:
@@ -385,8 +388,9 @@ class Recording:
         while not self._pictures[name]:
             if not self._read():
                 return None
-        form = {"gray": "gray", "rgb": "rgb24", "bgr": "bgr24"}[color]
-        picture = self._pictures[name].popleft().to_ndarray(format=form)
+        if color not in self._reformatters:
+            self._reformatters[color] = Reformatter(PIXEL_FORMATS[color])
+        picture = self._reformatters[color].picture(self._pictures[name].popleft())
         return VideoFrame(name, pts, Fraction(numerator, denominator), capture_ns, picture, color, discontinuity)
 
 
