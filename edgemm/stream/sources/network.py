@@ -112,6 +112,8 @@ class NetworkSource(ReopeningSource):
             self._end_relay()
             raise
         self._container = container
+        if self._relay is not None and self._relay.is_needless:
+            self._end_relay()
         self._tracks = {track.index: track for track in tracks}
         self._packets = container.demux(*(track.stream for track in tracks))
         self._fit.reset()

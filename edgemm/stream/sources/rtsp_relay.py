@@ -52,6 +52,11 @@ class RtspRelay:
         """True if the sender's markers turned out to be wrong; the connection has then ended."""
         return self._ends.misled
 
+    @property
+    def is_needless(self) -> bool:
+        """True if the client has been sent on to the server itself."""
+        return self._ends.is_needless
+
     def close(self) -> None:
         """End the connection and the thread."""
         with suppress(OSError):  # it may have ended by itself
