@@ -11,7 +11,7 @@ import heapq
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -35,7 +35,7 @@ from edgemm.stream.sources.protocol import LiveSource, RigSource, Source
 from edgemm.stream.sources.recording import Recording, RecordingWriter
 from edgemm.stream.spans import Recorder
 from edgemm.stream.tape import EndOfTape, ScriptClock, Tape, TapeClock
-from edgemm.stream.turns import short_turns
+from edgemm.stream.turns import prompt_turns
 
 ClockName = Literal["wall", "virtual"]
 
@@ -112,7 +112,8 @@ def run(
         raise UsageError("A recording keeps what happened in wall time: --record needs --clock wall.")
     wall = is_live or clock == "wall" or record is not None
     with ExitStack() as stack:
-        engines = stack.enter_context(open_engines(opened, engine=engine, precision=precision, threads=threads))
+        with prompt_turns() if wall else nullcontext():  # for the engine's own threads
+            engines = stack.enter_context(open_engines(opened, engine=engine, precision=precision, threads=threads))
         outlets = stack.enter_context(Outlets(sinks, direct=not wall))
         for source in sources:
             stack.enter_context(source)
@@ -293,7 +294,7 @@ def live(
     capture = Capture([] if arrivals else sources, clock, session.queue_limits(), session.recorder)
     queue = arrivals or capture.queue
     try:
-        with capture, short_turns(), _quick_hand_off():
+        with capture, prompt_turns(), _quick_hand_off():
             while end_ns is None or clock.now_ns() < end_ns:
                 wakes = [time_ns for time_ns in (session.wake_ns(), end_ns) if time_ns is not None]
                 timeout_s = max(0, min(wakes) - clock.now_ns()) / 1e9 if wakes else None

@@ -17,7 +17,7 @@ from edgemm.stream.clock import Clock
 from edgemm.stream.frames import End, Event, Lost
 from edgemm.stream.sources.protocol import LiveSource, Source
 from edgemm.stream.spans import Recorder
-from edgemm.stream.turns import short_turns
+from edgemm.stream.turns import prompt_turns
 
 QUEUE_SECONDS = 2
 """Sound that may wait: more than any deadline, less than what the windows hold."""
@@ -170,7 +170,7 @@ class Capture:
     def _read(self, source: Source) -> None:
         error: BaseException | None = None
         try:
-            with short_turns():
+            with prompt_turns():
                 self._put_all(source)
         except Exception as problem:  # noqa: BLE001 - whatever it is, the thread that takes raises it
             error = problem

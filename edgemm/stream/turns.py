@@ -1,8 +1,12 @@
-"""Short turns on the processor: a thread that wakes beside busy ones shall not wait for theirs to be over.
+"""Turns on the processor: a thread of a live run that wakes beside busy ones shall not wait for theirs to be over.
 
-Linux's scheduler lets a thread that has slept go before a busy one only when that one's turn (a "slice" of about 3 ms)
-is over, unless it asked for shorter turns itself. Asking takes no privilege and gives no larger share of the processor,
-only an earlier one. Linux takes such a wish from an ordinary thread since 6.12; an older one ignores it.
+Two wishes of an ordinary thread to Linux's scheduler, neither of which takes it out of the ordinary policy:
+
+- **A smaller niceness** is a larger share, and by that turns that come sooner and last until the work is done. It takes
+  a permission: that of root (CAP_SYS_NICE), or a limit (RLIMIT_NICE).
+- **Short turns** take none, and give no larger share, only an earlier one: without them a thread that has slept goes
+  before a busy one only when that one's turn (a "slice" of some milliseconds) is over. Linux knows the wish since 6.12;
+  an older one ignores it.
 """
 
 from __future__ import annotations
@@ -13,6 +17,10 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
+
+NICENESS = -11
+"""What PulseAudio takes for itself: sound that is played elsewhere on the machine does not suffer."""
 
 TURN_NS = 100_000
 """The shortest that Linux grants."""
@@ -26,26 +34,37 @@ _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 _SCHED_OTHER = 0
 
 
-@contextmanager
-def short_turns() -> Iterator[None]:
-    """The calling thread asks for short turns while entered, where the system knows such a wish.
+class Turns(NamedTuple):
+    """How the scheduler treats an ordinary thread."""
 
-    A thread that its owner gave another policy (real time, batch, idle) keeps it.
+    niceness: int
+    turn_ns: int
+    """How long its turns are; 0 if the system does not tell."""
+
+
+@contextmanager
+def prompt_turns() -> Iterator[None]:
+    """The calling thread, and those that it starts, ask for prompt turns while entered, as far as they are permitted.
+
+    A niceness or a policy (real time, batch, idle) that its owner gave a thread is left as it is.
     """
-    before = turn_ns()
-    granted = before is not None and _set(TURN_NS)
+    before = turns()
+    changed = False
+    if before is not None:
+        niceness = NICENESS if before.niceness == 0 else before.niceness
+        changed = _set(Turns(niceness, TURN_NS)) or _set(Turns(before.niceness, TURN_NS))
     try:
         yield
     finally:
-        if granted:
-            # 0 is the usual length. What was read back is no wish, and would be one if it were written.
-            _set(0)
+        if before is not None and changed:
+            # 0 is the usual length, of which what was read back would be a wish if it were written.
+            _set(Turns(before.niceness, TURN_NS if before.turn_ns == TURN_NS else 0))
 
 
-def turn_ns() -> int | None:
-    """The length of the calling thread's turns; 0 if the system does not tell, None if it has no ordinary policy."""
+def turns() -> Turns | None:
+    """How the calling thread is treated; None if it has no ordinary policy, or the system does not tell."""
     attributes = _get()
-    return None if attributes is None or attributes[1] != _SCHED_OTHER else int(attributes[5])
+    return None if attributes is None or attributes[1] != _SCHED_OTHER else Turns(attributes[3], attributes[5])
 
 
 def _get() -> tuple[int, ...] | None:
@@ -58,10 +77,10 @@ def _get() -> tuple[int, ...] | None:
     return _ATTRIBUTES.unpack(buffer.raw)
 
 
-def _set(turn: int) -> bool:
+def _set(wanted: Turns) -> bool:
     attributes = _get()
     if attributes is None:
         return False
-    size, policy, flags, nice, priority, _, deadline, period = attributes
-    wish = _ATTRIBUTES.pack(size, policy, flags, nice, priority, turn, deadline, period)
+    size, policy, flags, _, priority, _, deadline, period = attributes
+    wish = _ATTRIBUTES.pack(size, policy, flags, wanted.niceness, priority, wanted.turn_ns, deadline, period)
     return bool(ctypes.CDLL(None).syscall(_NUMBERS[platform.machine()][0], 0, wish, 0) == 0)

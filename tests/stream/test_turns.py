@@ -2,52 +2,214 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import threading
+from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
 
 import pytest
 
-from edgemm.stream.turns import TURN_NS, short_turns, turn_ns
+from edgemm.stream.capture import Capture
+from edgemm.stream.clock import WallClock
+from edgemm.stream.frames import Event, StreamInfo
+from edgemm.stream.results import Result
+from edgemm.stream.sinks.outbox import Outbox
+from edgemm.stream.sources.reopening import ReopeningSource
+from edgemm.stream.turns import NICENESS, TURN_NS, Turns, prompt_turns, turns
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
+    reason="takes Linux on x86_64 or aarch64, where edgemm knows the system calls",
+)
 
 
-def knows_turns() -> bool:
-    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
-        return False
+def knows_short_turns() -> bool:
     major, minor = platform.release().split(".")[:2]
     return (int(major), int(minor)) >= (6, 12)
 
 
-@pytest.mark.skipif(not knows_turns(), reason="takes Linux 6.12 or newer: older ones ignore what is asked for here")
-def test_a_thread_gets_short_turns_and_gives_them_back() -> None:
-    usual_ns = turn_ns()
-    assert usual_ns is not None
-    with short_turns():
-        assert turn_ns() == TURN_NS < usual_ns
-    assert turn_ns() == usual_ns
-
-
-def test_niceness_and_another_policy_are_left_alone() -> None:
-    if sys.platform != "linux":
-        pytest.skip("takes Linux, which has one niceness and policy for each thread")
-    seen: list[tuple[int, int]] = []
-
-    def batch() -> None:
-        # In a thread of its own, which ends with what it asked for.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 3)
-        with short_turns():
-            seen.append((os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), os.sched_getscheduler(0)))
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        with short_turns():
-            seen.append((os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), os.sched_getscheduler(0)))
-            assert turn_ns() is None
-
-    thread = threading.Thread(target=batch)
+def in_thread(look: Callable[[], Turns | None]) -> Turns | None:
+    """What `look` returns in a thread of its own, which ends with what it asked for."""
+    seen: list[Turns | None] = []
+    thread = threading.Thread(target=lambda: seen.append(look()))
     thread.start()
     thread.join()
-    assert seen == [(3, os.SCHED_OTHER), (3, os.SCHED_BATCH)]
+    return seen[0]
+
+
+def may_be_nicer() -> bool:
+    """Whether this process has the usual niceness, and may lower a thread's."""
+    if os.getpriority(os.PRIO_PROCESS, 0) != 0:
+        return False
+
+    def try_it() -> Turns | None:
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        except PermissionError:
+            return None
+        return turns()
+
+    return in_thread(try_it) is not None
+
+
+wants_permission = pytest.mark.skipif(
+    sys.platform == "linux" and not may_be_nicer(),
+    reason="takes a permission: run the tests as root, or with `ulimit -e 31`, and without `nice`",
+)
+
+
+@pytest.mark.skipif(not knows_short_turns(), reason="takes Linux 6.12 or newer: older ones ignore what is asked for")
+def test_a_thread_gets_short_turns_and_gives_them_back() -> None:
+    usual = turns()
+    assert usual is not None
+    with prompt_turns():
+        inside = turns()
+        with prompt_turns():
+            assert turns() == inside
+        assert turns() == inside
+    assert inside is not None
+    assert inside.turn_ns == TURN_NS < usual.turn_ns
+    assert turns() == usual
+
+
+@wants_permission
+def test_a_thread_gets_a_smaller_niceness_and_gives_it_back() -> None:
+    def look() -> Turns | None:
+        before = turns()
+        with prompt_turns():
+            inside = turns()
+            with prompt_turns():
+                assert turns() == inside
+            assert turns() == inside
+        assert turns() == before
+        return inside
+
+    inside = in_thread(look)
+    assert inside is not None
+    assert inside.niceness == NICENESS
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0
+
+
+UNPRIVILEGED = """
+from edgemm.stream.turns import prompt_turns, turns
+before = turns()
+with prompt_turns():
+    print(turns().niceness - before.niceness, turns().turn_ns)
+assert turns() == before
+"""
+
+
+def test_who_may_not_lower_the_niceness_gets_short_turns_all_the_same() -> None:
+    command = [sys.executable, "-c", UNPRIVILEGED]
+    if os.geteuid() == 0:
+        tool = shutil.which("setpriv")
+        if tool is None:
+            pytest.skip("as root it takes setpriv (package util-linux), to run without the permission")
+        command = [tool, "--bounding-set", "-sys_nice", "--inh-caps", "-sys_nice", *command]
+    elif may_be_nicer():
+        pytest.skip("this user may lower the niceness: run the tests as root or as one who may not")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    change, turn_ns = map(int, done.stdout.split())
+    assert change == 0
+    if knows_short_turns():
+        assert turn_ns == TURN_NS
+
+
+def test_what_the_owner_of_a_thread_chose_is_left_alone() -> None:
+    def nice() -> Turns | None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 3)
+        with prompt_turns():
+            inside = turns()
+        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 3
+        return inside
+
+    found = in_thread(nice)
+    assert found is not None
+    assert found.niceness == 3
+
+    def batch() -> Turns | None:
+        niceness = os.getpriority(os.PRIO_PROCESS, 0)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with prompt_turns():
+            assert os.sched_getscheduler(0) == os.SCHED_BATCH
+            assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == niceness
+            return turns()
+
+    assert in_thread(batch) is None
 
 
 def test_a_system_that_knows_no_turns_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    with short_turns():
-        assert turn_ns() is None
+    with prompt_turns():
+        assert turns() is None
+
+
+# The threads of a run.
+
+
+class Eavesdropper(ReopeningSource):
+    """A source that notes how the threads are treated that open it, read it, and that it starts."""
+
+    def __init__(self) -> None:
+        super().__init__("eavesdropper", (StreamInfo("camera", "video"),))
+        self.started: Turns | None = None
+        self.read: Turns | None = None
+
+    def _connect(self) -> tuple[StreamInfo, ...]:
+        self.started = in_thread(turns)
+        return self.streams
+
+    def _frames(self, *, broken: bool) -> Generator[Event, None, str]:
+        self.read = turns()
+        self.stop()
+        yield from ()
+        return "stopped"
+
+    def _disconnect(self) -> None:
+        pass
+
+
+class Listener:
+    """A sink that notes how the thread is treated that writes to it."""
+
+    def __init__(self) -> None:
+        self.wrote: Turns | None = None
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def write(self, result: Result) -> None:
+        self.wrote = turns()
+
+
+RESULT = Result("model", 1, 0, 0, {}, None, None, None, None, None, None, "engine", False, None, 0, False)
+
+
+def threads_of_a_run() -> Iterator[tuple[str, Turns | None]]:
+    source = Eavesdropper()
+    with source:
+        yield "started by a source", source.started
+        with Capture([source], WallClock(), {"camera": 1}) as capture:
+            assert capture.queue.take(5) is None
+        yield "reading a source", source.read
+    sink = Listener()
+    with Outbox(sink) as outbox:
+        outbox.write(RESULT)
+        outbox.drain()
+    yield "writing to a sink", sink.wrote
+
+
+@wants_permission
+def test_the_threads_of_a_run_are_prompt() -> None:
+    usual = turns()
+    for which, found in threads_of_a_run():
+        assert found is not None, which
+        assert found.niceness == NICENESS, which
+    assert turns() == usual

@@ -11,6 +11,7 @@ from edgemm.stream.accounting import SinkAccount, by_name
 from edgemm.stream.decode import Values, Vector
 from edgemm.stream.results import Result
 from edgemm.stream.sinks.protocol import Accounted, Named, Sink
+from edgemm.stream.turns import prompt_turns
 
 QUEUE_RESULTS = 4096
 """Results that may wait for a sink: ten seconds of four hundred a second."""
@@ -164,6 +165,10 @@ class Outbox:
             self._bytes = 0
 
     def _run(self) -> None:
+        with prompt_turns():
+            self._write_all()
+
+    def _write_all(self) -> None:
         while True:
             with self._changed:
                 while not self._waiting and not self._has_ended:

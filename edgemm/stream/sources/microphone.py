@@ -31,6 +31,7 @@ from edgemm.stream.sources.protocol import AudioWant, RigSource
 from edgemm.stream.sources.reopening import RETRY_S
 from edgemm.stream.sources.sample_ring import Block, SampleRing
 from edgemm.stream.sources.sound_frames import BLOCKS_PER_SECOND, SoundFrames
+from edgemm.stream.turns import prompt_turns
 
 RING_SECONDS = 2
 """What the ring holds while the reading thread is kept from running."""
@@ -214,7 +215,8 @@ class MicrophoneSource:
                 return None, pyaudio.paContinue
 
             try:
-                with _quiet():
+                # Turns, for the thread that calls back.
+                with _quiet(), prompt_turns():
                     self._stream = self._audio.open(
                         format=pyaudio.paInt16,
                         channels=channels,

@@ -12,6 +12,7 @@ from types import TracebackType
 from edgemm.errors import SourceError
 from edgemm.stream.clock import Clock
 from edgemm.stream.frames import End, Event, StreamInfo
+from edgemm.stream.turns import prompt_turns
 
 RETRY_S = (0.25, 0.5)
 """Pauses before trying to open a source again; the last repeats. With the second that opening takes, pictures are back
@@ -46,7 +47,8 @@ class ReopeningSource(ABC):
 
     def __enter__(self) -> ReopeningSource:
         self._stop.clear()
-        self.streams = self._connect()
+        with prompt_turns():  # for the threads that it starts
+            self.streams = self._connect()
         self._is_open = True
         return self
 
