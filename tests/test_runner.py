@@ -40,7 +40,9 @@ from edgemm.stream.sinks.memory import MemorySink
 from edgemm.stream.sources.protocol import AudioWant, VideoWant
 from edgemm.stream.sources.synthetic import SyntheticSource
 from edgemm.stream.spans import Spans
+from edgemm.stream.turns import NICENESS, Turns, turns
 from edgemm.types import Array, StatePair, Tensors, TensorSpec
+from tests.support.niceness import in_thread, wants_permission
 
 RATE_HZ = 16000
 MS = 10**6
@@ -275,6 +277,27 @@ def test_wall_time_measures_and_drops_nothing_when_there_is_time(av_bundle: Bund
         assert result.audio_age_ns >= 5 * MS
     assert "queue" in {s.stage for s in spans.spans}
     assert summary.streams["mic"].captured == 140
+
+
+@wants_permission
+def test_the_threads_of_engines_and_the_one_that_infers_are_prompt_in_wall_time_only(
+    av_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Turns | None] = []
+    open_engines = runner.open_engines
+
+    def watched(*args: Any, **options: Any) -> Any:
+        seen.append(in_thread(turns))
+        return open_engines(*args, **options)
+
+    monkeypatch.setattr(runner, "open_engines", watched)
+    for clock in ("wall", "virtual"):
+        source = SyntheticSource(BOTH, seconds=1.4)
+        runner.run(av_bundle, input=source, clock=clock, on_feeds=lambda model, tensors: seen.append(turns()))  # type: ignore[arg-type]
+        niceness = {found.niceness for found in seen if found is not None}
+        assert len(seen) > 1
+        assert niceness == {NICENESS if clock == "wall" else 0}
+        seen.clear()
 
 
 def test_a_slow_engine_costs_steps_but_never_holds_up_capture() -> None:

@@ -13,6 +13,8 @@ from edgemm.errors import MissingExtraError, SourceError
 from edgemm.stream.sources import microphone
 from edgemm.stream.sources.microphone import MicrophoneSource, microphones
 from edgemm.stream.sources.protocol import AudioWant
+from edgemm.stream.turns import NICENESS, Turns, turns
+from tests.support.niceness import in_thread, wants_permission
 
 WANT = AudioWant("mic", 16000)
 
@@ -24,6 +26,8 @@ class FakePyAudio:
     rates: tuple[int, ...] = (44100, 48000)
     trouble: Exception | None = None
     opened: dict[str, Any] | None = None
+    started: Turns | None = None
+    """How a thread is treated that is started while a stream is opened, as PortAudio starts one to call back."""
 
     def get_device_count(self) -> int:
         return len(self.devices)
@@ -50,6 +54,7 @@ class FakePyAudio:
 
     def open(self, **options: Any) -> Any:
         type(self).opened = options
+        type(self).started = in_thread(turns)
         if options["rate"] == 44100:
             raise OSError(-9999, "Unanticipated host error")
         return SimpleNamespace(close=lambda: None, is_active=lambda: True)
@@ -86,6 +91,14 @@ def test_a_rate_that_the_device_lacks_is_taken_from_those_it_has(fake: type[Fake
         assert fake.opened is not None
         assert (fake.opened["rate"], fake.opened["channels"], fake.opened["input_device_index"]) == (48000, 1, 1)
         assert fake.opened["frames_per_buffer"] == 480
+
+
+@wants_permission
+def test_the_thread_that_calls_back_is_prompt(fake: type[FakePyAudio]) -> None:
+    with MicrophoneSource(WANT, "USB Mic"):
+        pass
+    assert fake.started is not None
+    assert fake.started.niceness == NICENESS
 
 
 def test_names_must_fit_one(fake: type[FakePyAudio]) -> None:

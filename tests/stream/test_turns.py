@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from types import TracebackType
 
 import pytest
@@ -18,6 +18,7 @@ from edgemm.stream.results import Result
 from edgemm.stream.sinks.outbox import Outbox
 from edgemm.stream.sources.reopening import ReopeningSource
 from edgemm.stream.turns import NICENESS, TURN_NS, Turns, prompt_turns, turns
+from tests.support.niceness import in_thread, may_be_nicer, wants_permission
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
@@ -28,36 +29,6 @@ pytestmark = pytest.mark.skipif(
 def knows_short_turns() -> bool:
     major, minor = platform.release().split(".")[:2]
     return (int(major), int(minor)) >= (6, 12)
-
-
-def in_thread(look: Callable[[], Turns | None]) -> Turns | None:
-    """What `look` returns in a thread of its own, which ends with what it asked for."""
-    seen: list[Turns | None] = []
-    thread = threading.Thread(target=lambda: seen.append(look()))
-    thread.start()
-    thread.join()
-    return seen[0]
-
-
-def may_be_nicer() -> bool:
-    """Whether this process has the usual niceness, and may lower a thread's."""
-    if os.getpriority(os.PRIO_PROCESS, 0) != 0:
-        return False
-
-    def try_it() -> Turns | None:
-        try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-        except PermissionError:
-            return None
-        return turns()
-
-    return in_thread(try_it) is not None
-
-
-wants_permission = pytest.mark.skipif(
-    sys.platform == "linux" and not may_be_nicer(),
-    reason="takes a permission: run the tests as root, or with `ulimit -e 31`, and without `nice`",
-)
 
 
 @pytest.mark.skipif(not knows_short_turns(), reason="takes Linux 6.12 or newer: older ones ignore what is asked for")
