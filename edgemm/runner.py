@@ -11,7 +11,7 @@ import heapq
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -112,8 +112,8 @@ def run(
         raise UsageError("A recording keeps what happened in wall time: --record needs --clock wall.")
     wall = is_live or clock == "wall" or record is not None
     with ExitStack() as stack:
-        with prompt_turns() if wall else nullcontext():  # for the engine's own threads
-            engines = stack.enter_context(open_engines(opened, engine=engine, precision=precision, threads=threads))
+        # With the usual turns: a first run may compile a plan, for minutes.
+        engines = stack.enter_context(open_engines(opened, engine=engine, precision=precision, threads=threads))
         outlets = stack.enter_context(Outlets(sinks, direct=not wall))
         for source in sources:
             stack.enter_context(source)
