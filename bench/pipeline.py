@@ -46,11 +46,13 @@ import tempfile
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
+
+from edgemm.stream.turns import NICENESS
 
 WIDTH, HEIGHT, FPS = 640, 480, 25
 SIDE = 224
@@ -80,7 +82,6 @@ PIPELINES = {
         "rtspsrc location={url} ! {decoder} ! videoconvert ! video/x-raw,format=RGB ! appsink name=sink"
     ),
 }
-NICENESS = -11
 STARTED = {
     "": [],
     "niced": ["nice", "-n", str(NICENESS)],
@@ -449,14 +450,11 @@ def main() -> None:
     usual = ("edgemm", "edgemm-sink", *PIPELINES, "opencv")
     niced = ("edgemm, not permitted", "gstreamer, niced", "opencv, niced") if may_be_nicer() else ()
     cores = os.cpu_count() or 1
-
-    def busy() -> AbstractContextManager[None]:
-        return hogs(cores)
-
-    loads: dict[str, tuple[float, Callable]] = {
-        "idle": (0.0, lambda: hogs(0)),
-        "engine five times too slow": (SLOW_S, lambda: hogs(0)),
-        f"{cores} hogs": (0.0, busy),
+    # How much slower the engine is, and how many hogs there are.
+    loads: dict[str, tuple[float, int]] = {
+        "idle": (0.0, 0),
+        "engine five times too slow": (SLOW_S, 0),
+        f"{cores} hogs": (0.0, cores),
     }
     loads = {name: what for name, what in loads.items() if not args.loads or any(word in name for word in args.loads)}
     found: dict[str, dict[str, list[dict]]] = {load: defaultdict(list) for load in loads}
@@ -467,11 +465,11 @@ def main() -> None:
         (folder / "recipe.toml").write_text(RECIPE)
         edgemm.build(folder / "recipe.toml", folder / "eye.edgemm", precision="fp32")
         for number in range(args.rounds):
-            for load, (slow_s, beside) in loads.items():
-                everyone = usual + niced if beside is busy else usual
+            for load, (slow_s, count) in loads.items():
+                everyone = usual + niced if count else usual
                 # Each in another place of the order each time: other work on the machine comes and goes.
                 for who in everyone[number % len(everyone) :] + everyone[: number % len(everyone)]:
-                    with beside():
+                    with hogs(count):
                         found[load][who].append(measure(who, args.codec, folder, args.seconds, slow_s))
                     one = found[load][who][-1]
                     p50, p99 = np.percentile(one["ages_ms"], (50, 99))

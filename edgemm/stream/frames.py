@@ -99,7 +99,7 @@ class StreamInfo:
 
 def ns(pts: int, time_base: Fraction) -> int:
     """`pts` in nanoseconds, rounded to the nearest; a half to the even one."""
-    # What `round` gives for the fraction, which takes ten times as long to make.
+    # What `round` gives for the fraction, which takes seven times as long to make.
     whole, rest = divmod(pts * time_base.numerator * 10**9, time_base.denominator)
     twice = 2 * rest
     return whole + (twice > time_base.denominator or (twice == time_base.denominator and whole % 2 == 1))

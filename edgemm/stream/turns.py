@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 NICENESS = -11
-"""What PulseAudio takes for itself: sound that is played elsewhere on the machine does not suffer."""
+"""What PulseAudio takes for itself, if its configuration says nothing else."""
 
 TURN_NS = 100_000
 """The shortest that Linux grants."""

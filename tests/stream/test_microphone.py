@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from niceness import in_thread, wants_permission
 
 from edgemm.errors import MissingExtraError, SourceError
 from edgemm.stream.sources import microphone
 from edgemm.stream.sources.microphone import MicrophoneSource, microphones
 from edgemm.stream.sources.protocol import AudioWant
 from edgemm.stream.turns import NICENESS, Turns, turns
-from tests.support.niceness import in_thread, wants_permission
 
 WANT = AudioWant("mic", 16000)
 

@@ -7,18 +7,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator, Iterator
-from types import TracebackType
 
 import pytest
+from niceness import in_thread, may_be_nicer, wants_permission
+from sample_results import result
 
 from edgemm.stream.capture import Capture
 from edgemm.stream.clock import WallClock
 from edgemm.stream.frames import Event, StreamInfo
 from edgemm.stream.results import Result
+from edgemm.stream.sinks.memory import MemorySink
 from edgemm.stream.sinks.outbox import Outbox
 from edgemm.stream.sources.reopening import ReopeningSource
 from edgemm.stream.turns import NICENESS, TURN_NS, Turns, prompt_turns, turns
-from tests.support.niceness import in_thread, may_be_nicer, wants_permission
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
@@ -27,6 +28,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def knows_short_turns() -> bool:
+    if sys.platform != "linux":
+        return False
     major, minor = platform.release().split(".")[:2]
     return (int(major), int(minor)) >= (6, 12)
 
@@ -142,25 +145,13 @@ class Eavesdropper(ReopeningSource):
         pass
 
 
-class Listener:
+class Listener(MemorySink):
     """A sink that notes how the thread is treated that writes to it."""
 
-    def __init__(self) -> None:
-        self.wrote: Turns | None = None
-
-    def __enter__(self) -> Listener:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
+    wrote: Turns | None = None
 
     def write(self, result: Result) -> None:
         self.wrote = turns()
-
-
-RESULT = Result("model", 1, 0, 0, {}, None, None, None, None, None, None, "engine", False, None, 0, False)
 
 
 def threads_of_a_run() -> Iterator[tuple[str, Turns | None]]:
@@ -172,7 +163,7 @@ def threads_of_a_run() -> Iterator[tuple[str, Turns | None]]:
         yield "reading a source", source.read
     sink = Listener()
     with Outbox(sink) as outbox:
-        outbox.write(RESULT)
+        outbox.write(result())
         outbox.drain()
     yield "writing to a sink", sink.wrote
 
