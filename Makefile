@@ -13,9 +13,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov=edgemm --cov-report=term:skip-covered $(PYTEST_ARGS)
 
-# Planted bugs, every GPU architecture, models over 2 GB: minutes each. Three at a time on two cores: the live ones mostly wait.
+# Planted bugs, every GPU architecture, models over 2 GB: minutes each. Three at a time on two cores: one of them runs the
+# tests that keep to the clock, which mostly wait.
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 3 --dist load -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m slow $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -21,6 +21,8 @@ from edgemm.stream.drift import ClockReport
 from edgemm.stream.frames import AudioChunk, Event, StreamInfo, VideoFrame
 from edgemm.stream.sources.protocol import RigSource
 
+pytestmark = pytest.mark.real_time
+
 SECONDS = 12.0
 
 

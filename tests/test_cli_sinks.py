@@ -21,6 +21,8 @@ from websockets.sync.client import connect
 
 import edgemm
 
+pytestmark = pytest.mark.real_time
+
 DEMO = Path(__file__).parents[1] / "calibration" / "av_digits"
 CLIP = str(DEMO / "clip.mkv")
 

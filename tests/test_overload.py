@@ -67,6 +67,7 @@ def test_five_times_too_slow_in_simulated_time(bundle: Path, policy: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.real_time
 @pytest.mark.parametrize("policy", ["latest", "deadline"])
 def test_five_times_too_slow_on_the_wall_clock(bundle: Path, policy: str) -> None:
     def slow(model: str, feeds: Tensors) -> None:

@@ -30,6 +30,8 @@ from edgemm.stream.sources.protocol import Want
 from edgemm.stream.sources.recording import Recording, RecordingWriter
 from edgemm.types import Tensors
 
+pytestmark = pytest.mark.real_time
+
 DEMO = Path(__file__).parents[1] / "calibration" / "av_digits"
 CLIP = DEMO / "clip.mkv"
 

@@ -22,6 +22,8 @@ from edgemm.stream.sinks.protocol import Snapshot
 from edgemm.stream.sinks.websocket import WebSocketSink
 from edgemm.view.view import View
 
+pytestmark = pytest.mark.real_time
+
 DEMO = Path(__file__).parents[1] / "calibration" / "av_digits"
 CLIP = DEMO / "clip.mkv"
 

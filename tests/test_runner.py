@@ -44,6 +44,8 @@ from edgemm.stream.spans import Spans
 from edgemm.stream.turns import NICENESS, Turns, turns
 from edgemm.types import Array, StatePair, Tensors, TensorSpec
 
+pytestmark = pytest.mark.real_time
+
 RATE_HZ = 16000
 MS = 10**6
 

@@ -196,20 +196,17 @@ def on_the_wall_clock(bundle: Path, times: Mapping[str, Percentiles], seconds: f
 
 
 @pytest.mark.slow
+@pytest.mark.real_time
 @pytest.mark.parametrize("median_ms", [60, 130, 260])
 def test_the_wall_clock_agrees(bundle: Path, median_ms: int) -> None:
     # The same distribution, drawn with other seeds: the share of drops and the age must come out alike.
     spread = Percentiles.of((np.random.default_rng(3).lognormal(0, 0.2, 5000) * median_ms * MS).astype(int).tolist())
     simulated = simulate(bundle, device(spread), input=CLIP, duration_s=12, engine="onnxruntime").models["av"]
     assert simulated.age_p99_ns is not None
-    for _ in range(3):
-        # Something else may take the machine for some seconds, but hardly three times.
-        dropped, p99_ms = on_the_wall_clock(bundle, {"inference": spread}, 12)
-        # 30 ms for a machine that does other things, too: hand-off between threads, and sleeping too long.
-        close = pytest.approx(dropped, abs=0.08), pytest.approx(p99_ms, rel=0.15, abs=30)
-        if (simulated.dropped_share, simulated.age_p99_ns / MS) == close:
-            break
-    assert (simulated.dropped_share, simulated.age_p99_ns / MS) == close
+    dropped, p99_ms = on_the_wall_clock(bundle, {"inference": spread}, 12)
+    assert simulated.dropped_share == pytest.approx(dropped, abs=0.08)
+    # 30 ms for a machine that does other things, too: hand-off between threads, and sleeping too long.
+    assert simulated.age_p99_ns / MS == pytest.approx(p99_ms, rel=0.15, abs=30)
 
 
 def test_what_cannot_be_simulated_is_said(bundle: Path, tmp_path: Path) -> None:

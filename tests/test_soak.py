@@ -11,6 +11,8 @@ from sound_server import require_sound
 
 require_sound()
 
+pytestmark = pytest.mark.real_time
+
 SOAK = Path(__file__).parents[1] / "bench" / "soak.py"
 
 

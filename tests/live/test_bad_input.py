@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from demo_decisions import DEMO, build
 
+pytestmark = pytest.mark.real_time
+
 CLIP = str(DEMO / "clip.mkv")
 NOBODY = 65534
 

@@ -23,6 +23,8 @@ from edgemm.stream.sources.flash_beep_clip import write_flash_beep
 from edgemm.stream.sources.network import NetworkSource
 from edgemm.stream.sources.protocol import AudioWant, VideoWant
 
+pytestmark = pytest.mark.real_time
+
 SECONDS = 11
 
 

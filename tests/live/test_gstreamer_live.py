@@ -18,6 +18,8 @@ from edgemm.stream.sources.protocol import VideoWant
 
 require("gi", "gstreamer")
 
+pytestmark = pytest.mark.real_time
+
 
 @pytest.mark.parametrize(("color", "shape"), [("rgb", (60, 81, 3)), ("bgr", (60, 81, 3)), ("gray", (60, 81))])
 def test_a_pipeline_gives_pictures_with_their_age(color: str, shape: tuple[int, ...]) -> None:

@@ -21,6 +21,8 @@ from edgemm.stream.frames import AudioChunk, End, Event, VideoFrame
 from edgemm.stream.sources.network import NetworkSource
 from edgemm.stream.sources.protocol import AudioWant, VideoWant
 
+pytestmark = pytest.mark.real_time
+
 PICTURE = VideoWant("camera", "gray")
 RATE = 10
 

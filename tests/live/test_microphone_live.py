@@ -23,6 +23,8 @@ from edgemm.stream.sources.protocol import AudioWant, LiveSource
 
 require_sound()
 
+pytestmark = pytest.mark.real_time
+
 WANT = AudioWant("mic", 16000)
 
 

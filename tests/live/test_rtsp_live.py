@@ -21,6 +21,8 @@ from edgemm.stream.sources.protocol import AudioWant, LiveSource, VideoWant
 
 require_rtsp()
 
+pytestmark = pytest.mark.real_time
+
 SOUND, PICTURE = AudioWant("mic", RATE_HZ), VideoWant("camera", "gray")
 SECONDS = 11.2
 LEAD_S = 3.0

@@ -16,6 +16,8 @@ from live_rig import live_rig, pipewire, require_rig, require_v4l2
 
 require_v4l2()
 
+pytestmark = pytest.mark.real_time
+
 WATCH = """
 import json, sys
 from pathlib import Path

@@ -25,6 +25,8 @@ from edgemm.stream.sources.camera import CameraMode, CameraSource, Shot, open_ca
 from edgemm.stream.sources.protocol import LiveSource, VideoWant
 from edgemm.stream.sources.v4l2 import cameras
 
+pytestmark = pytest.mark.real_time
+
 WANT = VideoWant("camera", "gray")
 MS = 10**6
 PICTURE = np.zeros((2, 2), np.uint8)

@@ -15,6 +15,8 @@ from edgemm.stream.clock import VirtualClock, WallClock
 from edgemm.stream.frames import End, Event, Lost, StreamInfo, VideoFrame
 from edgemm.stream.spans import Spans
 
+pytestmark = pytest.mark.real_time
+
 
 def frame(number: int, stream: str = "camera") -> VideoFrame:
     time_base = Fraction(1, 100)

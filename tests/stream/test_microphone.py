@@ -16,6 +16,8 @@ from edgemm.stream.sources.microphone import MicrophoneSource, microphones
 from edgemm.stream.sources.protocol import AudioWant
 from edgemm.stream.turns import NICENESS, Turns, turns
 
+pytestmark = pytest.mark.real_time
+
 WANT = AudioWant("mic", 16000)
 
 

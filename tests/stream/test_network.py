@@ -23,6 +23,8 @@ from edgemm.stream.sources import network
 from edgemm.stream.sources.network import NetworkSource, without_password
 from edgemm.stream.sources.protocol import AudioWant, VideoWant
 
+pytestmark = pytest.mark.real_time
+
 SOUND, PICTURE = AudioWant("mic", 16000), VideoWant("camera", "gray")
 FORK = multiprocessing.get_context("fork")
 GARBAGE = bytes(np.random.default_rng(9).integers(0, 256, 900, dtype=np.uint8))

@@ -20,6 +20,8 @@ from edgemm.stream.sources.network import NetworkSource
 from edgemm.stream.sources.protocol import VideoWant
 from edgemm.stream.sources.rtsp_relay import RtspRelay
 
+pytestmark = pytest.mark.real_time
+
 PICTURE = VideoWant("camera", "gray")
 B_PICTURES = "bframes=2:b-adapt=0:rc-lookahead=0:sync-lookahead=0"
 

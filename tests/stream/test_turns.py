@@ -21,10 +21,13 @@ from edgemm.stream.sinks.outbox import Outbox
 from edgemm.stream.sources.reopening import ReopeningSource
 from edgemm.stream.turns import NICENESS, TURN_NS, Turns, prompt_turns, turns
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
-    reason="takes Linux on x86_64 or aarch64, where edgemm knows the system calls",
-)
+pytestmark = [
+    pytest.mark.real_time,
+    pytest.mark.skipif(
+        sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
+        reason="takes Linux on x86_64 or aarch64, where edgemm knows the system calls",
+    ),
+]
 
 
 def knows_short_turns() -> bool:

@@ -28,6 +28,9 @@ from edgemm.stream.sinks.protocol import Run, Snapshot
 from edgemm.view.view import View
 
 require_browser()
+
+pytestmark = pytest.mark.real_time
+
 DEMO = Path(__file__).parents[2] / "calibration" / "av_digits"
 RECIPE = recipes.load(DEMO / "recipe.toml")
 SHOTS = os.environ.get("EDGEMM_SCREENSHOTS")

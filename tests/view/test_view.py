@@ -33,6 +33,8 @@ from edgemm.view.page import page
 from edgemm.view.picture import MAX_WIDTH, jpeg
 from edgemm.view.view import View
 
+pytestmark = pytest.mark.real_time
+
 RECIPE = recipes.load(Path(__file__).parents[2] / "calibration" / "av_digits" / "recipe.toml")
 BOOKS = Snapshot(
     {"mic": StreamAccount(10, 7, {"queue_full": 2, "not_needed": 1}), "camera": StreamAccount(4, 4)},

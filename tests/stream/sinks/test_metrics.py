@@ -23,6 +23,8 @@ from edgemm.stream.sinks import metrics
 from edgemm.stream.sinks.metrics import MetricsSink
 from edgemm.stream.sinks.protocol import Run, Snapshot
 
+pytestmark = pytest.mark.real_time
+
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 RECIPE = recipes.load(Path(__file__).parents[3] / "calibration" / "av_digits" / "recipe.toml")
 

@@ -26,6 +26,9 @@ from edgemm.stream.sinks.mqtt import MqttSink, parse
 from edgemm.stream.sinks.outbox import Direct, Outbox
 
 require_broker()
+
+pytestmark = pytest.mark.real_time
+
 OPEN = "allow_anonymous true"
 
 

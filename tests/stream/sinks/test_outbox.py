@@ -22,6 +22,8 @@ from edgemm.stream.sinks.jsonl import JsonLinesSink
 from edgemm.stream.sinks.memory import MemorySink
 from edgemm.stream.sinks.outbox import Direct, Outbox
 
+pytestmark = pytest.mark.real_time
+
 
 class Held(MemorySink):
     """A sink whose writes wait until they are let go."""

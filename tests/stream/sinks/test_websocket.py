@@ -23,6 +23,8 @@ from edgemm.stream.sinks.outbox import Direct
 from edgemm.stream.sinks.protocol import Run
 from edgemm.stream.sinks.websocket import WebSocketSink
 
+pytestmark = pytest.mark.real_time
+
 
 def until(true: Callable[[], bool], seconds: float = 10) -> None:
     end = time.monotonic() + seconds
