@@ -31,12 +31,12 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let tests marked `real_time` be run one after another where the processes of `--dist loadgroup` share the work,
-    and again, up to twice, where the machine stood still."""
+    and again, up to four times, where the machine stood still."""
     for item in items:
         if item.get_closest_marker("real_time"):
             item.add_marker(pytest.mark.xdist_group("real_time"))
             if config.pluginmanager.hasplugin("rerunfailures"):
-                item.add_marker(pytest.mark.flaky(reruns=2, only_rerun=["Disturbed"]))
+                item.add_marker(pytest.mark.flaky(reruns=4, reruns_delay=3, only_rerun=["Disturbed"]))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -160,7 +160,8 @@ def test_a_pulled_cable_and_another_device_at_another_rate(server: SoundServer) 
     loud = np.flatnonzero(np.abs(heard) > 0.1)
     tone_heard = heard[loud[0] + 2000 : loud[0] + 18000]
     spectrum = np.abs(np.fft.rfft(tone_heard * np.hanning(len(tone_heard))))
-    assert np.argmax(spectrum) * 16000 / len(tone_heard) == pytest.approx(1000, abs=4)
+    # Sound that was timed wrongly when the device came back is corrected by up to 6000 ppm (retime.py): 6 Hz of these.
+    assert np.argmax(spectrum) * 16000 / len(tone_heard) == pytest.approx(1000, abs=8)
     assert {event.rate_hz for _, event in after} == {16000}
     before = [event for at, event in events if at < pulled_ns]
     assert not any(isinstance(event, End) for event in before)
