@@ -60,13 +60,22 @@ def main() -> None:
 def on_media(_factory: object, media: GstRtspServer.RTSPMedia) -> None:
     """Say when the clip begins for a client."""
 
+    seen: list[int] = []
+
     def on_state(_media: object, state: int) -> None:
         if state == int(Gst.State.PLAYING):
             # It is handed to the pipeline's elements somewhat later.
-            GLib.timeout_add(300, told)
+            GLib.timeout_add(100, told)
 
     def told() -> bool:
-        say(f"begin {media.get_element().get_base_time()}")
+        pipeline = media.get_element()
+        result, current, _ = pipeline.get_state(0)
+        if result != Gst.StateChangeReturn.SUCCESS or current != Gst.State.PLAYING:
+            return True
+        seen.append(pipeline.get_base_time())
+        if len(seen) < 3 or len(set(seen[-3:])) > 1:
+            return True
+        say(f"begin {seen[-1]}")
         return False
 
     media.connect("new-state", on_state)
