@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,43 @@ def test_the_wall_clock_that_the_sender_tells_gives_the_delay(
         known = late_ns < 10**9
         assert report.delay_ms == pytest.approx(150 if known else 0, abs=10)
         assert np.median(ages_ms[-10:]) == pytest.approx(150 if known else 0, abs=30)
+
+
+@pytest.mark.slow
+def test_packets_that_waited_when_the_wall_clock_was_told_do_not_make_everything_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_clip(tmp_path / "beats.mjpeg.mkv", *beats(6))
+    real, told = time.time_ns, []
+
+    def held_up() -> int:
+        # As if this machine had stood still for 0.4 s; the source asks once for each packet that tells the wall clock.
+        told.append(real())
+        return told[-1] + (400_000_000 if len(told) <= 15 else 0)
+
+    monkeypatch.setattr(time, "time_ns", held_up)
+    events: list[VideoFrame] = []
+    ages_ms = []
+    with (
+        caplog.at_level(logging.INFO),
+        rtsp_server(tmp_path / "beats.mjpeg.mkv") as server,
+        NetworkSource(server.url, [PICTURE]) as source,
+    ):
+        clock = WallClock()
+        source.start(clock)
+        for event in source:
+            assert isinstance(event, VideoFrame)
+            events.append(event)
+            ages_ms.append((clock.now_ns() - event.end_ns) / 1e6)
+            if len(told) == 60:
+                source.stop()
+        report = source.report()
+    assert caplog.text.count("ms from capture to arrival") == 2
+    assert report.delay_ms == pytest.approx(0, abs=10)
+    assert np.median(ages_ms[-10:]) < 30
+    assert max(ages_ms) > 390
+    assert 1 <= sum(event.discontinuity for event in events) <= 2, "times that move begin a new segment"
+    assert all(two.discontinuity or one.capture_ns < two.capture_ns for one, two in pairwise(events))
 
 
 @pytest.mark.slow

@@ -44,7 +44,11 @@ REPORT_NS = 1_500_000_000
 """How long the first opening waits for the sender's wall clock; by RFC 3550 it comes within 3 s, often in the first."""
 
 LISTEN = 10
-"""Packets with a wall clock that are heard before it is judged: the fastest of so many was not held up."""
+"""Packets with a wall clock that are heard before it is judged: the fastest of so many was hardly held up."""
+
+LISTEN_NS = 10_000_000_000
+"""How long faster ones than those are believed: all ten may have waited while this machine, or the sender, stood still.
+Not for ever, as the sender's wall clock may run at another rate."""
 
 CHANGE_NS = 10_000_000
 """A delay that becomes known late moves the times, and begins a new segment if it moves them by more than this."""
@@ -91,7 +95,10 @@ class NetworkSource(ReopeningSource):
         self._meter = LevelMeter(self.name)
         self._transport_ns = 0
         """The shortest delay from capture to arrival, where the sender's wall clock tells."""
-        self._delays_ns: list[int] = []
+        self._delay_ns: int | None = None
+        """The shortest that was heard until now, plausible or not."""
+        self._heard = 0
+        self._heard_at_ns = 0
 
     @property
     def level(self) -> Level | None:
@@ -214,25 +221,40 @@ class NetworkSource(ReopeningSource):
         return None
 
     def _listen(self, packet: Any, arrived_ns: int) -> bool:
-        """Hear the sender's wall clock; True when what it says is known at last, and changes the times."""
-        wall_ns = None if self._has_heard else _producer_ns(packet)
+        """Hear the sender's wall clock; True when what it says is known at last, or better, and changes times."""
+        if self._has_heard and arrived_ns - self._heard_at_ns > LISTEN_NS:
+            return False
+        wall_ns = _producer_ns(packet)
         if wall_ns is None:
             return False
         away_ns = time.time_ns() - time.monotonic_ns() + arrived_ns - wall_ns
-        self._delays_ns.append(away_ns - self._tracks[packet.stream.index].length_ns(packet))
-        if not self._has_heard:
+        delay_ns = away_ns - self._tracks[packet.stream.index].length_ns(packet)
+        self._heard += 1
+        is_first = self._heard == LISTEN
+        if is_first:
+            self._heard_at_ns = arrived_ns
+        if self._delay_ns is None or delay_ns < self._delay_ns:
+            self._delay_ns = delay_ns
+        elif not is_first:
             return False
-        delay_ns = min(self._delays_ns)
-        if not LEAST_DELAY_NS <= delay_ns <= MOST_DELAY_NS:
+        return self._has_heard and self._judge(self._delay_ns, is_first=is_first)
+
+    def _judge(self, delay_ns: int, *, is_first: bool) -> bool:
+        """Take the delay off, if it is plausible; True if that changes the times."""
+        is_known = LEAST_DELAY_NS <= delay_ns <= MOST_DELAY_NS
+        before_ns, self._transport_ns = self._transport_ns, max(0, delay_ns) if is_known else 0
+        changes = abs(self._transport_ns - before_ns) > CHANGE_NS
+        if not (is_first or changes):
+            return False
+        if is_known:
+            _log.info("%s tells its wall clock: %.1f ms from capture to arrival.", self.name, delay_ns / 1e6)
+        else:
             _log.info("%s tells a wall clock that is %.1f s off this machine's.", self.name, delay_ns / 1e9)
-            return False
-        _log.info("%s tells its wall clock: %.1f ms from capture to arrival.", self.name, delay_ns / 1e6)
-        self._transport_ns = max(0, delay_ns)
-        return self._transport_ns > CHANGE_NS
+        return changes
 
     @property
     def _has_heard(self) -> bool:
-        return len(self._delays_ns) == LISTEN
+        return self._heard >= LISTEN
 
     def _next(self) -> tuple[Any, str]:
         """The next packet; None and why there is none."""
