@@ -14,12 +14,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+from niceness import may_give_way
 from stalls import Disturbed, StallWatch
 
 hypothesis.settings.register_profile("no times", deadline=None)
 hypothesis.settings.load_profile("no times")
 
 LINUX = sys.platform == "linux"
+MAY_GIVE_WAY = may_give_way()
+"""Only who may lower a niceness can return from giving way. Others run the tests side by side as equals."""
+
 _watch = pytest.StashKey[StallWatch]()
 
 
@@ -42,8 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Let all tests give way to those marked `real_time`, which run beside them in other processes."""
-    if LINUX:
-        # What a test starts inherits it. Unlike a niceness, it can be given back without permission.
+    if MAY_GIVE_WAY:
+        # What a test starts inherits it.
         policy = os.SCHED_OTHER if item.get_closest_marker("real_time") else os.SCHED_IDLE
         os.sched_setscheduler(0, policy, os.sched_param(0))
     return (yield)

@@ -6,15 +6,18 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 
-from edgemm.stream.turns import NICENESS, Turns, turns
+from edgemm.stream.turns import NICENESS, turns
+
+T = TypeVar("T")
 
 
-def in_thread(look: Callable[[], Turns | None]) -> Turns | None:
+def in_thread(look: Callable[[], T]) -> T:
     """What `look` returns in a thread of its own, which ends with what it asked for."""
-    seen: list[Turns | None] = []
+    seen: list[T] = []
     thread = threading.Thread(target=lambda: seen.append(look()))
     thread.start()
     thread.join()
@@ -26,14 +29,28 @@ def may_be_nicer() -> bool:
     if sys.platform != "linux" or os.getpriority(os.PRIO_PROCESS, 0) != 0:
         return False
 
-    def try_it() -> Turns | None:
+    def try_it() -> bool:
         try:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         except PermissionError:
-            return None
-        return turns()
+            return False
+        return turns() is not None
 
-    return in_thread(try_it) is not None
+    return in_thread(try_it)
+
+
+def may_give_way() -> bool:
+    """Whether a thread of this process that gives way to all others may return to the usual policy."""
+
+    def try_it() -> bool:
+        try:
+            for policy in (os.SCHED_IDLE, os.SCHED_OTHER):
+                os.sched_setscheduler(0, policy, os.sched_param(0))
+        except OSError:
+            return False
+        return True
+
+    return sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER and in_thread(try_it)
 
 
 wants_permission = pytest.mark.skipif(
