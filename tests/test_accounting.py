@@ -114,7 +114,7 @@ def scripts(draw: st.DrawFn, stream: str) -> Script:
     return Script(sorted(events, key=lambda event: event.end_ns) if draw(st.booleans()) else events)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     sources=st.tuples(*[scripts(stream) for stream in STREAMS]),
     policy=st.sampled_from(["latest", "every", "deadline"]),

@@ -70,7 +70,7 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert bundle.is_bundle(tmp_path / "a.edgemm")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z0-9_]{1,8}(/[a-z0-9_][a-z0-9_.]{0,8}){0,2}", fullmatch=True), st.binary(), max_size=4

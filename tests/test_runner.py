@@ -379,7 +379,7 @@ def in_blocks(samples: Array, sizes: Sequence[int]) -> Iterator[AudioChunk]:
 NOISE = np.random.default_rng(3).standard_normal(12_000).astype(np.float32) * 0.1
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     sizes=st.lists(st.integers(1, 1500), min_size=1, max_size=5),
     edges=st.sampled_from(["snip", "reflect", "zero"]),

@@ -162,7 +162,7 @@ def test_out_is_filled_and_returned() -> None:
     assert np.isnan(batch[0]).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     layout=st.sampled_from(["chw", "hwc"]),
     color=st.sampled_from(["rgb", "bgr", "gray"]),

@@ -64,7 +64,7 @@ def in_pieces(front_end: LogMel | Mfcc, samples: np.ndarray, cuts: list[int]) ->
     return np.concatenate([*(front_end.push(piece) for piece in pieces), front_end.flush()])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(options=OPTIONS, samples=SIGNALS, cuts=CUTS)
 def test_pieces_and_the_whole_give_the_same_bits(options: LogMelOptions, samples: np.ndarray, cuts: list[int]) -> None:
     front_end = LogMel(options)
@@ -75,7 +75,7 @@ def test_pieces_and_the_whole_give_the_same_bits(options: LogMelOptions, samples
         np.testing.assert_array_equal(in_pieces(front_end, samples, cuts), whole)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(log_mel=OPTIONS, deltas=st.sampled_from([0, 1, 2]), data=st.data(), samples=SIGNALS, cuts=CUTS)
 def test_mfcc_pieces_and_the_whole_give_the_same_bits(
     log_mel: LogMelOptions, deltas: int, data: st.DataObject, samples: np.ndarray, cuts: list[int]
@@ -106,7 +106,7 @@ def test_a_hop_of_one_sample() -> None:
     np.testing.assert_allclose(frames, maths.log_mel_reference(FLOATS[:1200], options), atol=2e-3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(options=OPTIONS, samples=SIGNALS)
 def test_frames_are_the_references(options: LogMelOptions, samples: np.ndarray) -> None:
     """Error of a band, in float32: some 1e-7 of the root of the frame's energy, in amplitude."""

@@ -46,7 +46,7 @@ def by_numpy(samples: np.ndarray, options: SpectrumOptions) -> np.ndarray:
     return np.array([np.abs(np.fft.rfft(block, options.fft_size)) ** options.power for block in blocks])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(options=OPTIONS, count=st.sampled_from([0, 300, 5000, 16_000]), cuts=CUTS)
 def test_pieces_and_the_whole_give_the_same_bits_and_numpys_numbers(
     options: SpectrumOptions, count: int, cuts: list[int]

@@ -54,7 +54,7 @@ def compare(model: Model, feeds: dict[str, np.ndarray]) -> None:
     assert again.digest == half.digest
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), n_steps=st.integers(1, 14))
 def test_random_graphs_compute_the_same_after_the_passes(seed: int, n_steps: int) -> None:
     graph = random_graphs.random_graph(seed, n_steps=n_steps)

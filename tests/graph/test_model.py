@@ -76,7 +76,7 @@ def test_what_is_no_onnx_file_is_refused_with_words(tmp_path: Path, content: byt
         load(file)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(share=st.floats(0.0, 0.999))
 def test_a_truncated_file_is_refused_wherever_it_ends(share: float) -> None:
     data = matmul(width=6).SerializeToString()
@@ -84,7 +84,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(share: float) -> None:
         from_bytes(data[: int(share * len(data))])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.binary(max_size=200))
 def test_random_bytes_never_escape_as_another_error(data: bytes) -> None:
     with pytest.raises(ModelError):

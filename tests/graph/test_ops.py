@@ -94,7 +94,7 @@ def attentions(draw: st.DrawFn) -> tuple[AttentionOptions, int, int, int, int, i
 
 
 @given(attentions())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_attention_agrees_with_the_reference(case: tuple[AttentionOptions, int, int, int, int, int, bool]) -> None:
     options, batch, heads, kv_heads, q_len, kv_len, biased = case
     kind = np.dtype(np.float16) if options.dtype == "float16" else np.dtype(ml_dtypes.bfloat16)

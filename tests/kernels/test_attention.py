@@ -124,7 +124,7 @@ def test_no_batch_is_no_launch(runner):
     AttentionKernel(problem.options, runner)(problem.q[:0], problem.k[:0], problem.v[:0], out)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_any_combination(runner, data):
     draw = data.draw

@@ -130,7 +130,7 @@ def image_options(draw: st.DrawFn) -> ImageOptions:
 BOXES = st.tuples(st.integers(-9, 50), st.integers(-9, 40), st.integers(-3, 60), st.integers(-3, 50))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_the_kernel_agrees_with_float64(data: st.DataObject) -> None:
     frame, options = data.draw(frames()), data.draw(image_options())

@@ -141,7 +141,7 @@ def signals(draw: st.DrawFn, longest: int = 5000) -> Array:
     return wave.astype(np.float32)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.data())
 def test_log_mel_is_within_the_bounds_of_float64(data: st.DataObject) -> None:
     options, samples = data.draw(log_mel_options()), data.draw(signals())
@@ -184,7 +184,7 @@ def test_cepstra_normalised_and_derived(deltas: Any) -> None:
         assert cut.tobytes() == at_once.tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_mfcc_is_within_the_bounds_of_float64(data: st.DataObject) -> None:
     mel = replace(data.draw(log_mel_options()), log="ln", n_mels=data.draw(st.sampled_from((13, 23, 40))))
@@ -221,7 +221,7 @@ def test_sliding_variance_is_within_the_bounds_of_float64(frames: int) -> None:
         assert_within(row, signal, options, cmvn)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_a_stream_makes_the_bits_of_a_batch(data: st.DataObject) -> None:
     options: Options = data.draw(log_mel_options())

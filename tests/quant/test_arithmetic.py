@@ -60,7 +60,6 @@ def onnx_dequantize(q, scale, zero_point, axis=None):
     scales,
     st.sampled_from([("int8", 0), ("uint8", 0), ("uint8", 128)]),
 )
-@settings(deadline=None)
 def test_quantize_is_onnxruntime_bit_for_bit(x, scale, kind):
     dtype, zero_point = kind
     ours = quantize(x, np.float32(scale), zero_point=zero_point, dtype=dtype)
@@ -71,7 +70,6 @@ def test_quantize_is_onnxruntime_bit_for_bit(x, scale, kind):
     hnp.arrays(np.int64, st.integers(1, 40), elements=st.integers(-600, 600)),
     st.sampled_from([0.125, 0.5, 1.0, 4.0]),
 )
-@settings(deadline=None)
 def test_ties_round_to_even_and_the_ends_saturate(halves, scale):
     # x / scale is exactly a multiple of 1/2, so that every other value is a tie.
     x = (halves / 2 * scale).astype(np.float32)
@@ -83,7 +81,7 @@ def test_ties_round_to_even_and_the_ends_saturate(halves, scale):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @given(data=st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_each_axis_is_onnxruntime_bit_for_bit(axis, data):
     x = data.draw(hnp.arrays(np.float32, (2, 3, 4), elements=st.floats(-1e6, 1e6, width=32)))
     scale = data.draw(hnp.arrays(np.float32, x.shape[axis], elements=scales))
@@ -93,7 +91,6 @@ def test_each_axis_is_onnxruntime_bit_for_bit(axis, data):
 
 
 @given(hnp.arrays(np.uint8, st.integers(1, 40)), scales, st.sampled_from([0, 128]))
-@settings(deadline=None)
 def test_dequantize_is_onnxruntime_bit_for_bit(q, scale, zero_point):
     ours = dequantize(q, np.float32(scale), zero_point=zero_point)
     np.testing.assert_array_equal(ours, onnx_dequantize(q, scale, zero_point))

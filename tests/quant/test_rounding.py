@@ -173,7 +173,7 @@ def test_memory_and_places_do_not_grow_with_the_picture(graph):
     assert observer.moments().second.shape == (1, 36, 36)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     inputs=st.integers(1, 80),
     outputs=st.integers(1, 5),

@@ -101,7 +101,7 @@ def test_among_equals_the_one_that_suffers_gives_way() -> None:
     assert [ladder.level(m) for m in ("one", "two", "three")] == [0, 1, 1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     steps=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3000), st.booleans()), max_size=300),
     levels=st.tuples(*[st.integers(0, 3)] * 3),

@@ -90,7 +90,7 @@ def test_ten_minutes_of_drift_leave_milliseconds(ppm: float) -> None:
     assert np.percentile(skew, 99) < 1 * MS
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.floats(-500, 500), st.booleans(), st.integers(0, 10**6))
 def test_any_drift_is_found(ppm: float, late_only: bool, seed: int) -> None:
     errors = residuals_ns(ppm, late_only=late_only, per_second=20, seed=seed, seconds=120)
@@ -112,7 +112,7 @@ def test_nothing_is_said_before_enough_is_known() -> None:
     assert not fit.is_ready
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(-500, 500), st.sampled_from([8000, 16000, 44100, 48000]))
 def test_sound_is_kept_in_step(ppm: float, rate_hz: int) -> None:
     retimer = Retimer(rate_hz)

@@ -64,7 +64,7 @@ def test_a_clip_that_is_fed_is_measured_within_a_millisecond(offset_ms: float) -
     assert skew.spread_ms < 0.1
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.sampled_from([15.0, 24.0, 25.0, 29.97, 30.0, 60.0]),
     st.floats(0.1, 1.0),

@@ -198,7 +198,7 @@ def recipes(draw: st.DrawFn) -> list[ModelPlan]:
     return [vad, fusion, eyes, each, after]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     arrivals=streams_of_frames(),
     models=recipes(),
@@ -255,7 +255,7 @@ def test_numbers_that_do_not_add_up_are_refused() -> None:
 # Earliest deadline first.
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hops_ms=st.tuples(*[st.sampled_from([20, 30, 50, 100])] * 3),
     # Longer than sound is on its way, so that no step is skipped for want of it.
@@ -360,7 +360,7 @@ def known(inference_ms: float, delays_ms: Sequence[float], *, hears: bool = Fals
     return Known(area / length, ages_ms, scheduler.close()[1]["m"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     inference_ms=st.integers(41, 300),
     delays_ms=st.lists(st.integers(5, 9), min_size=150, max_size=150),

@@ -85,7 +85,7 @@ def test_sound_of_a_drifting_crystal_stays_in_step(ppm: float) -> None:
     assert abs(events[-1].capture_ns - counted[-2]) < 100
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(16, 2000), st.integers(WARM_UP + 1, 200))
 def test_sound_that_the_driver_lost_is_found_by_its_clock(gap_ms: int, at: int) -> None:
     # The count goes on as if nothing had been; only the times tell.
