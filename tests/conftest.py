@@ -20,7 +20,6 @@ from stalls import Disturbed, StallWatch
 hypothesis.settings.register_profile("no times", deadline=None)
 hypothesis.settings.load_profile("no times")
 
-LINUX = sys.platform == "linux"
 MAY_GIVE_WAY = may_give_way()
 """Only who may lower a niceness can return from giving way. Others run the tests side by side as equals."""
 
@@ -56,7 +55,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[Any]:
     """Say of a failed test that keeps to the clock whether the machine kept to it."""
-    if not LINUX or not item.get_closest_marker("real_time"):
+    if sys.platform != "linux" or not item.get_closest_marker("real_time"):
         return (yield)
     if _watch not in item.config.stash:
         watch = item.config.stash[_watch] = StallWatch()

@@ -16,6 +16,7 @@ from rtsp_fixture import RATE_HZ, read_clip, require_rtsp, rtsp_server, wait_for
 import edgemm
 from edgemm.errors import SourceError
 from edgemm.stream.clock import Clock, WallClock
+from edgemm.stream.drift import ClockReport
 from edgemm.stream.frames import AudioChunk, End, Event, Lost, VideoFrame
 from edgemm.stream.sources.network import NetworkSource
 from edgemm.stream.sources.protocol import AudioWant, LiveSource, VideoWant
@@ -109,6 +110,25 @@ def test_sound_and_pictures_of_a_url_share_a_clock(tmp_path: Path, codec: str) -
     assert -5 < max(source.level.peak_dbfs, -4.3) < 0
 
 
+def watched(file: Path) -> tuple[list[VideoFrame], list[float], ClockReport]:
+    """80 pictures that a server gives of `file`, how old each was when it came (ms), and the sender's clock.
+
+    By RFC 3550 the first report may come 3 s late, which is 75 pictures.
+    """
+    frames: list[VideoFrame] = []
+    ages_ms: list[float] = []
+    with rtsp_server(file) as server, NetworkSource(server.url, [PICTURE]) as source:
+        clock = WallClock()
+        source.start(clock)
+        for event in source:
+            assert isinstance(event, VideoFrame)
+            frames.append(event)
+            ages_ms.append((clock.now_ns() - event.end_ns) / 1e6)
+            if len(frames) == 80:
+                source.stop()
+        return frames, ages_ms, source.report()
+
+
 @pytest.mark.slow
 def test_the_wall_clock_that_the_sender_tells_gives_the_delay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -118,20 +138,8 @@ def test_the_wall_clock_that_the_sender_tells_gives_the_delay(
     for late_ns, said in ((150_000_000, "ms from capture to arrival"), (30 * 10**9, "s off this machine's")):
         # As if every packet had been on its way for so long.
         monkeypatch.setattr(time, "time_ns", lambda late_ns=late_ns: real() + late_ns)
-        with (
-            caplog.at_level(logging.INFO),
-            rtsp_server(tmp_path / "beats.mjpeg.mkv") as server,
-            NetworkSource(server.url, [PICTURE]) as source,
-        ):
-            clock = WallClock()
-            source.start(clock)
-            ages_ms = []
-            for event in source:
-                # By RFC 3550 the first report may come 3 s late.
-                ages_ms.append((clock.now_ns() - event.end_ns) / 1e6)
-                if len(ages_ms) == 80:
-                    source.stop()
-            report = source.report()
+        with caplog.at_level(logging.INFO):
+            _, ages_ms, report = watched(tmp_path / "beats.mjpeg.mkv")
         assert said in caplog.text
         known = late_ns < 10**9
         assert report.delay_ms == pytest.approx(150 if known else 0, abs=10)
@@ -151,22 +159,8 @@ def test_packets_that_waited_when_the_wall_clock_was_told_do_not_make_everything
         return told[-1] + (400_000_000 if len(told) <= 15 else 0)
 
     monkeypatch.setattr(time, "time_ns", held_up)
-    events: list[VideoFrame] = []
-    ages_ms = []
-    with (
-        caplog.at_level(logging.INFO),
-        rtsp_server(tmp_path / "beats.mjpeg.mkv") as server,
-        NetworkSource(server.url, [PICTURE]) as source,
-    ):
-        clock = WallClock()
-        source.start(clock)
-        for event in source:
-            assert isinstance(event, VideoFrame)
-            events.append(event)
-            ages_ms.append((clock.now_ns() - event.end_ns) / 1e6)
-            if len(told) == 60:
-                source.stop()
-        report = source.report()
+    with caplog.at_level(logging.INFO):
+        events, ages_ms, report = watched(tmp_path / "beats.mjpeg.mkv")
     assert caplog.text.count("ms from capture to arrival") == 2
     assert report.delay_ms == pytest.approx(0, abs=10)
     assert np.median(ages_ms[-10:]) < 30

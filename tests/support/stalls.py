@@ -3,9 +3,9 @@
 A process of its own sleeps on every processor and notes when it wakes late. What runs beside it at the usual niceness
 delays it by a few milliseconds; a hypervisor that takes the processors away, by as long as it takes them.
 
-    python stalls.py LIMIT_MS
+    python stalls.py
 
-prints `BEGIN_NS END_NS` (the machine's monotonic clock) for every sleep that ended over LIMIT_MS late.
+prints `DUE_NS WOKEN_NS` (the machine's monotonic clock) for every sleep that ended over LIMIT_MS late.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ class StallWatch:
 
     def __init__(self) -> None:
         self._stalls: list[tuple[int, int]] = []
-        self._process = subprocess.Popen(
-            [sys.executable, "-S", __file__, str(LIMIT_MS)], stdout=subprocess.PIPE, text=True
-        )
+        self._process = subprocess.Popen([sys.executable, "-S", __file__], stdout=subprocess.PIPE, text=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -41,7 +39,7 @@ class StallWatch:
         """How long the longest stall since `begin_ns` was; 0 if none was longer than the limit."""
         # A stall that has just ended is told within a sleep.
         time.sleep(2 * SLEEP_S)
-        return max(((end - begin) / 1e6 for begin, end in list(self._stalls) if end > begin_ns), default=0.0)
+        return max(((woken - due) / 1e6 for due, woken in list(self._stalls) if woken > begin_ns), default=0.0)
 
     def close(self) -> None:
         """End the process."""
@@ -53,26 +51,25 @@ class StallWatch:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
-                begin, end = line.split()
-                self._stalls.append((int(begin), int(end)))
+                due, woken = line.split()
+                self._stalls.append((int(due), int(woken)))
 
 
-def _watch(limit_ns: int, processor: int) -> None:
+def _watch(processor: int) -> None:
     os.sched_setaffinity(0, {processor})
     while True:
-        begin_ns = time.monotonic_ns()
+        due_ns = time.monotonic_ns() + round(SLEEP_S * 1e9)
         time.sleep(SLEEP_S)
-        end_ns = time.monotonic_ns()
-        if end_ns - begin_ns - SLEEP_S * 1e9 > limit_ns:
-            sys.stdout.write(f"{begin_ns} {end_ns}\n")
+        woken_ns = time.monotonic_ns()
+        if woken_ns - due_ns > LIMIT_MS * 1e6:
+            sys.stdout.write(f"{due_ns} {woken_ns}\n")
             sys.stdout.flush()
 
 
 def main() -> None:
     """See the module's description."""
-    limit_ns = int(float(sys.argv[1]) * 1e6)
     for processor in os.sched_getaffinity(0):
-        threading.Thread(target=_watch, args=(limit_ns, processor)).start()
+        threading.Thread(target=_watch, args=(processor,)).start()
 
 
 if __name__ == "__main__":

@@ -95,8 +95,8 @@ class NetworkSource(ReopeningSource):
         self._meter = LevelMeter(self.name)
         self._transport_ns = 0
         """The shortest delay from capture to arrival, where the sender's wall clock tells."""
-        self._delay_ns: int | None = None
-        """The shortest that was heard until now, plausible or not."""
+        self._delay_ns = 0
+        """The shortest of those that were heard, plausible or not."""
         self._heard = 0
         self._heard_at_ns = 0
 
@@ -229,27 +229,22 @@ class NetworkSource(ReopeningSource):
             return False
         away_ns = time.time_ns() - time.monotonic_ns() + arrived_ns - wall_ns
         delay_ns = away_ns - self._tracks[packet.stream.index].length_ns(packet)
+        self._delay_ns = min(self._delay_ns, delay_ns) if self._heard else delay_ns
         self._heard += 1
-        is_first = self._heard == LISTEN
-        if is_first:
+        if self._heard == LISTEN:
             self._heard_at_ns = arrived_ns
-        if self._delay_ns is None or delay_ns < self._delay_ns:
-            self._delay_ns = delay_ns
-        elif not is_first:
-            return False
-        return self._has_heard and self._judge(self._delay_ns, is_first=is_first)
+        return self._has_heard and self._take_off()
 
-    def _judge(self, delay_ns: int, *, is_first: bool) -> bool:
+    def _take_off(self) -> bool:
         """Take the delay off, if it is plausible; True if that changes the times."""
-        is_known = LEAST_DELAY_NS <= delay_ns <= MOST_DELAY_NS
-        before_ns, self._transport_ns = self._transport_ns, max(0, delay_ns) if is_known else 0
+        is_known = LEAST_DELAY_NS <= self._delay_ns <= MOST_DELAY_NS
+        before_ns, self._transport_ns = self._transport_ns, max(0, self._delay_ns) if is_known else 0
         changes = abs(self._transport_ns - before_ns) > CHANGE_NS
-        if not (is_first or changes):
-            return False
-        if is_known:
-            _log.info("%s tells its wall clock: %.1f ms from capture to arrival.", self.name, delay_ns / 1e6)
-        else:
-            _log.info("%s tells a wall clock that is %.1f s off this machine's.", self.name, delay_ns / 1e9)
+        if changes or self._heard == LISTEN:
+            if is_known:
+                _log.info("%s tells its wall clock: %.1f ms from capture to arrival.", self.name, self._delay_ns / 1e6)
+            else:
+                _log.info("%s tells a wall clock that is %.1f s off this machine's.", self.name, self._delay_ns / 1e9)
         return changes
 
     @property
